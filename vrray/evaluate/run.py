@@ -1,0 +1,126 @@
+"""Evaluating the model of a worker group as it stands: ranks share the examples, rank 0 writes the records."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+
+from vrray.data.tasks import TaskExamples
+from vrray.evaluate.answer import calibration_batches, choose_options, generate_answers
+from vrray.evaluate.metrics import exact_match, mean_interval
+from vrray.scores import AngularDistance, LayerScores
+from vrray.train.workspace import Workspace
+
+_LATENCY_TOKENS = 12
+_LATENCY_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One example as a variant answered it; `score` is 0 or 1."""
+
+    task: str
+    split: str
+    example: str
+    prediction: str
+    score: float
+    blind: bool
+
+
+def evaluate_tasks(
+    workspace: Workspace, tasks: Sequence[TaskExamples], *, blind: bool = False, batch: int = 32
+) -> list[Answered]:
+    """Answer every example once, spread over the ranks; all ranks get all records, in the order of the examples.
+
+    Args:
+        blind: leave the images out; tasks without images are then skipped.
+    """
+    mine: list[tuple[int, int, Answered]] = []
+    for number, group in enumerate(tasks):
+        if blind and group.task.ability != "visual":
+            continue
+        places = range(workspace.rank, len(group.examples), workspace.world)
+        examples = [group.examples[place] for place in places]
+        if not examples:
+            continue
+        if group.task.metric == "choice":
+            answers = choose_options(workspace, examples, batch=batch)
+        else:
+            answers = generate_answers(workspace, examples, blind=blind, batch=batch)
+        for place, example, answer in zip(places, examples, answers, strict=True):
+            score = float(exact_match(answer, example.answer))
+            mine.append((number, place, Answered(group.task.name, group.split, example.id, answer, score, blind)))
+    everyone: list[Any] = [None] * workspace.world
+    dist.all_gather_object(everyone, mine)
+    return [record for _, _, record in sorted((item for part in everyone for item in part), key=lambda item: item[:2])]
+
+
+def rank_layers(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], str | None]]) -> LayerScores:
+    """Angular distance of every decoder layer over calibration prompts, spread over the ranks."""
+    with AngularDistance(workspace.model) as distance:
+        calibration_batches(workspace, prompts[workspace.rank :: workspace.world], batch=16)
+    return distance.scores()
+
+
+@torch.inference_mode()
+def latency_ms_per_token(workspace: Workspace, prompt: str = "What is in the picture?") -> float:
+    """Milliseconds for one further token of a greedy answer with a cache, batch 1, median; other ranks wait."""
+    dist.barrier()
+    measured = 0.0
+    if workspace.rank == 0:
+        ids = workspace.processor.tokenizer(prompt, return_tensors="pt")["input_ids"].to(workspace.device)
+        short, long = (_seconds(workspace, ids, tokens) for tokens in (1, _LATENCY_TOKENS + 1))
+        measured = max(0.0, (long - short) / _LATENCY_TOKENS * 1e3)
+    dist.barrier()
+    return measured
+
+
+def _seconds(workspace: Workspace, ids: torch.Tensor, tokens: int) -> float:
+    seconds = []
+    for _ in range(_LATENCY_REPEATS + 1):
+        began = time.perf_counter()
+        workspace.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            pad_token_id=workspace.padding_id,
+        )
+        if workspace.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def write_records(folder: Path, records: Sequence[Answered]) -> None:
+    """Write `examples.parquet`, a row an example."""
+    pq.write_table(pa.Table.from_pylist([vars(record) for record in records]), folder / "examples.parquet")
+
+
+def read_records(folder: Path) -> list[Answered]:
+    return [Answered(**row) for row in pq.read_table(folder / "examples.parquet").to_pylist()]
+
+
+def summarise(records: Sequence[Answered], tasks: Sequence[TaskExamples]) -> dict[str, Any]:
+    """Scores by task, and for each ability the mean of its tasks with a 95 % bootstrap interval (None: no task)."""
+    by_task: dict[str, list[float]] = {}
+    for record in records:
+        by_task.setdefault(record.task, []).append(record.score)
+    summary: dict[str, Any] = {"tasks": {name: sum(scores) / len(scores) for name, scores in by_task.items()}}
+    for ability in ("visual", "textual"):
+        members = [group for group in tasks if group.task.ability == ability and group.task.name in by_task]
+        value, low, high = None, None, None
+        if members:
+            value, low, high = mean_interval([by_task[group.task.name] for group in members])
+        summary |= {f"score_{ability}": value, f"score_{ability}_low": low, f"score_{ability}_high": high}
+    return summary

@@ -1,0 +1,1 @@
+"""Base models: presets, loading, the decoder's place, the demo LVLM."""

@@ -1,0 +1,100 @@
+"""Pruning plans, and removing decoder layers from a model so that it still generates with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from vrray.errors import PruningError
+from vrray.models.loading import LAYERS, decoder_layers
+from vrray.region import Region
+from vrray.scores import LayerScores, least_important_first
+
+
+def removable(region: Region) -> tuple[int, ...]:
+    """The layers that a plan may remove: those outside the region.
+
+    All-layer tuning leaves none outside; there every layer may go, which is the baseline that the paper prunes against.
+    """
+    return region.outside or tuple(range(region.depth))
+
+
+def removal_counts(prune: Sequence[int | float], region: Region) -> list[int]:
+    """Amounts (counts, or fractions of the depth) as distinct counts, ascending.
+
+    Raises:
+        PruningError: more layers would go than lie outside the region.
+    """
+    counts = sorted({round(amount * region.depth) if isinstance(amount, float) else amount for amount in prune})
+    available = min(len(removable(region)), region.depth - 1)
+    if counts and counts[-1] > available:
+        raise PruningError(
+            f"cannot remove {counts[-1]} layers: {available} of {region.depth} may go beside the region {region.name}; "
+            f"prune at most {available}, or tune fewer layers"
+        )
+    return counts
+
+
+def nested_plans(scores: LayerScores, region: Region, counts: Sequence[int]) -> list[tuple[int, ...]]:
+    """The layers to remove for each count: the least important removable ones, so each plan holds the one before."""
+    order = least_important_first(scores, removable(region))
+    return [tuple(sorted(order[:count])) for count in counts]
+
+
+def remove_layers(model: nn.Module, layers: Sequence[int], region: Region) -> None:
+    """Remove decoder layers (numbered as in the base) for good: renumber the cache's indices, correct the config.
+
+    Raises:
+        PruningError: a layer lies in the region or is not there.
+    """
+    _check(layers, region)
+    current = decoder_layers(model)
+    _install(model, [layer for index, layer in enumerate(current) if index not in set(layers)], region.depth, layers)
+
+
+@contextmanager
+def pruned(model: nn.Module, layers: Sequence[int], region: Region) -> Iterator[None]:
+    """`remove_layers` for a while: the base's layers, numbers and config come back on leaving."""
+    _check(layers, region)
+    whole = list(decoder_layers(model))
+    _install(model, [layer for index, layer in enumerate(whole) if index not in set(layers)], region.depth, layers)
+    try:
+        yield
+    finally:
+        _install(model, whole, region.depth, ())
+
+
+def _check(layers: Sequence[int], region: Region) -> None:
+    protected = sorted(set(layers) & set(region.layers) - set(removable(region)))
+    if protected:
+        raise PruningError(f"layers {protected} belong to the region {region.name} and are protected from pruning")
+    outside = [layer for layer in layers if not 0 <= layer < region.depth]
+    if outside or len(set(layers)) != len(layers):
+        raise PruningError(f"layers {list(layers)} are not distinct layers of 0..{region.depth - 1}")
+
+
+def _install(model: nn.Module, layers: list[nn.Module], depth: int, removed: Sequence[int]) -> None:
+    parent, _, name = LAYERS.rpartition(".")
+    decoder = model.get_submodule(parent)
+    setattr(decoder, name, nn.ModuleList(layers))
+    for index, layer in enumerate(layers):
+        layer.self_attn.layer_idx = index  # type: ignore[union-attr, assignment]
+    for config in _text_configs(model, decoder):
+        config.num_hidden_layers = len(layers)
+        _slice_layer_types(config, depth, removed)
+
+
+def _text_configs(model: nn.Module, decoder: nn.Module) -> list[Any]:
+    configs: list[Any] = [model.config.text_config, decoder.config]  # type: ignore[union-attr]
+    return configs if configs[0] is not configs[1] else configs[:1]
+
+
+def _slice_layer_types(config: Any, depth: int, removed: Sequence[int]) -> None:
+    whole = getattr(config, "_vrray_layer_types", None) or getattr(config, "layer_types", None)
+    if not whole or len(whole) != depth:
+        return
+    config._vrray_layer_types = list(whole)
+    config.layer_types = [kind for index, kind in enumerate(whole) if index not in set(removed)]

@@ -1,0 +1,183 @@
+"""Typed, frozen descriptions of what to run. Each option is defined once, here: flags, YAML and Python share it."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from vrray.errors import SpecError
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def parse(cls, options: dict[str, Any]) -> Self:
+        """Validate options.
+
+        Raises:
+            SpecError: an option is unknown (with the nearest known one) or has a wrong value.
+        """
+        for name in options:
+            if name not in cls.model_fields:
+                near = difflib.get_close_matches(name, cls.model_fields, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(cls.model_fields)}"
+                raise SpecError(f"unknown option {name!r}{hint}")
+        try:
+            return cls.model_validate(options)
+        except ValidationError as error:
+            raise SpecError(_explain(error)) from None
+
+
+class Recipe(Frozen):
+    """How a stage trains. Defaults: PAPER's fine-tuning stage (LoRA, 695K rows, 8 GPUs)."""
+
+    mode: Literal["full", "lora"] = "lora"
+    learning_rate: float = Field(2e-4, gt=0)
+    projector_learning_rate: float = Field(2e-5, gt=0)
+    global_batch: int = Field(128, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    gradient_clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_length: int = Field(2048, ge=8)
+    lora_rank: int = Field(128, ge=1)
+    lora_alpha: int = Field(256, ge=1)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps for a number of rows; the last global batch of an epoch is carried over its end."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, round(self.epochs * rows / self.global_batch))
+
+
+SMOL_RECIPE = Recipe(
+    mode="full",
+    learning_rate=3e-4,
+    projector_learning_rate=1e-3,
+    global_batch=8,
+    max_steps=80,
+    warmup_ratio=0.1,
+)
+RECIPES = {"smol": SMOL_RECIPE}
+QUICK: dict[str, Any] = {
+    "placements": ["all", "uniform"],
+    "prune": [0, 2],
+    "examples": 48,
+    "max_steps": 20,
+    "projector_steps": 20,
+}
+
+
+class SweepSpec(Frozen):
+    """One sweep: which regions are trained, which plans are pruned, on what they are scored, and where it runs."""
+
+    model: str = Field("smol", description="preset or directory of a LLaVA-family model")
+    data: str = Field("demo", description="preset, or a LLaVA JSON or JSONL file")
+    images: str | None = Field(None, description="folder that the image names of a data file start from")
+    placements: list[str] = Field(
+        ["all", "uniform", "bottom", "top"], min_length=1, description="names, or explicit layers such as 0,4,8"
+    )
+    layers: list[int | float] = Field(
+        [0.25], min_length=1, description="layers tuned: counts or fractions of the depth"
+    )
+    prune: list[int | float] = Field(
+        [0, 1, 2, 3, 4], min_length=1, description="layers removed outside the region: counts or fractions of the depth"
+    )
+    tasks: list[str] = Field(
+        ["easy-vqa", "easy-vqa-yesno", "capitals", "continents"], min_length=1, description="evaluation tasks"
+    )
+    examples: int = Field(96, ge=8, description="examples of each task and split")
+    calibration: int = Field(48, ge=2, description="training rows that rank the layers for pruning")
+    mode: Literal["full", "lora"] | None = Field(None, description="train full parameters or LoRA [the model's recipe]")
+    learning_rates: list[float] | None = Field(None, description="learning rates of the region [the model's recipe]")
+    projector_learning_rate: float | None = Field(None, gt=0, description="its own rate [the model's recipe]")
+    global_batch: int | None = Field(None, ge=1, description="rows a step over all workers [the model's recipe]")
+    micro_batch: int = Field(8, ge=1, description="rows a worker takes at once; the rest of its share accumulates")
+    epochs: float | None = Field(None, gt=0, description="passes over the data [the model's recipe]")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs [the model's recipe]")
+    projector_steps: int = Field(60, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32"
+    )
+    frozen: Literal["auto", "resident", "partitioned"] = Field(
+        "auto", description="keep frozen weights whole on each worker, or partition them with ZeRO-3 too"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    seeds: list[int] = Field([0], min_length=1, description="seeds of the trainings")
+    search: Literal["grid", "random", "optuna"] = Field("grid", description="how trials are chosen from the options")
+    trials: int | None = Field(None, ge=1, description="number of trials of a random or Optuna search [8]")
+    scheduler: Literal["none", "asha"] = Field("none", description="asha stops weak trials early")
+    workers: int = Field(2, ge=1, description="Ray Train workers of one trial")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs of one worker")
+    gpu: bool | None = Field(None, description="one GPU a worker [where the cluster has any]")
+    storage: str = Field("runs", description="local path or URI of the artefact store")
+    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the sweep's folder in the store")
+    quick: bool = Field(False, description="a small sweep: two placements, two pruning plans, fewer steps and examples")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_quick(cls, options: Any) -> Any:
+        return {**QUICK, **options} if isinstance(options, dict) and options.get("quick") else options
+
+    @field_validator("layers", "prune", mode="before")
+    @classmethod
+    def _keep_counts_apart_from_fractions(cls, values: Any) -> Any:
+        """`1` is one layer, `1.0` is all of them; text from a flag or YAML keeps that difference."""
+        listed = values if isinstance(values, (list, tuple)) else [values]
+        return [_number(value) for value in listed]
+
+    @field_validator("prune")
+    @classmethod
+    def _check_prune(cls, values: list[int | float]) -> list[int | float]:
+        for value in values:
+            if value < 0 or (isinstance(value, float) and value >= 1):
+                raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a fraction below 1")
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.search == "grid" and self.trials is not None:
+            raise ValueError("trials goes with search random or optuna; a grid runs every combination")
+        batch = self.recipe().global_batch
+        if batch % self.workers:
+            raise ValueError(f"global_batch {batch} is not a multiple of workers {self.workers}")
+        if self.data != "demo" and self.images is None:
+            raise ValueError("a data file needs images, the folder that its image names start from")
+        return self
+
+    def recipe(self) -> Recipe:
+        """The model's recipe with the options of this sweep; precision and learning rate are set per trial."""
+        base = RECIPES.get(self.model, Recipe())
+        names = ("mode", "projector_learning_rate", "global_batch", "max_steps", "epochs")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.max_steps is None and self.epochs is not None:
+            given["max_steps"] = None
+        if self.model not in RECIPES and given.get("mode") == "full":
+            given["learning_rate"] = 2e-5
+        return base.model_copy(update=given)
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{value!r} is not a number")
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            return float(value)
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str) and part.isidentifier())
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"option {where}: {message} (got {problem['input']!r})" if where else message)
+    return "; ".join(dict.fromkeys(lines))

@@ -1,0 +1,191 @@
+"""The artefact store: finished work under the key of what determines it (DESIGN, decisions 3 and 12).
+
+An artefact is a folder of files. Its files are written under a fresh attempt name, and a commit marker that names
+the attempt and the size and hash of every file is written last. Without a marker there is no artefact, so a crash at
+any moment leaves nothing that could be taken for a whole one, and two writers of one key end with one of the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from vrray.errors import StoreError
+
+MARKER = "COMMITTED.json"
+_CHUNK = 8 << 20
+
+
+def content_key(parts: Mapping[str, Any]) -> str:
+    """The key of an artefact: 20 hex digits of SHA-256 over the canonical JSON of what determines it."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class Store:
+    """Artefacts and plain files below one URI (a local path, or whatever pyarrow.fs takes, such as s3:// or gs://).
+
+    Raises:
+        StoreError: the URI cannot be used, or an artefact is missing or damaged.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]):
+        text = os.fspath(uri)
+        if "://" not in text:
+            text = str(Path(text).expanduser().resolve())
+        try:
+            self._fs, self._root = pafs.FileSystem.from_uri(text)
+        except (ValueError, OSError) as error:
+            raise StoreError(f"storage {text!r} cannot be used ({error}); give a local path or a URI") from error
+        self.uri = text
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.uri,)
+
+    @property
+    def is_local(self) -> bool:
+        return self._fs.type_name == "local"
+
+    # Artefacts
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the artefact is complete."""
+        return self._is_file(self._path(kind, key, MARKER))
+
+    def describe(self, kind: str, key: str) -> dict[str, Any]:
+        """The `info` that the artefact was committed with."""
+        return dict(self._marker(kind, key)["info"])
+
+    def put(self, kind: str, key: str, write: Callable[[Path], None], info: Mapping[str, Any] | None = None) -> None:
+        """Let `write` fill a local folder, upload its files, then commit. A complete artefact is left as it is.
+
+        Files directly in the folder are taken; sub-folders are an error.
+        """
+        if self.has(kind, key):
+            return
+        with tempfile.TemporaryDirectory(prefix="vrray-") as scratch:
+            write(Path(scratch))
+            self._upload(kind, key, Path(scratch), dict(info or {}))
+
+    def _upload(self, kind: str, key: str, folder: Path, info: dict[str, Any]) -> None:
+        attempt = uuid.uuid4().hex[:12]
+        files = {}
+        for path in sorted(folder.iterdir()):
+            if not path.is_file():
+                raise StoreError(f"artefact {kind}/{key}: {path.name} is not a plain file")
+            self._copy_in(path, self._path(kind, key, attempt, path.name))
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        marker = {"attempt": attempt, "files": files, "info": info}
+        self.write_text(f"{kind}/{key}/{MARKER}", json.dumps(marker, indent=1, sort_keys=True))
+
+    @contextmanager
+    def open(self, kind: str, key: str) -> Iterator[Path]:
+        """A local folder with the artefact's files, to read: in place when local, else a verified download.
+
+        Raises:
+            StoreError: there is no complete artefact, or a file's size (local) or hash (remote) is not the committed one.
+        """
+        marker = self._marker(kind, key)
+        source = self._path(kind, key, marker["attempt"])
+        if self.is_local:
+            for name, expected in marker["files"].items():
+                path = Path(source, name)
+                if not path.is_file() or path.stat().st_size != expected["bytes"]:
+                    raise self._damaged(kind, key, name)
+            yield Path(source)
+            return
+        scratch = Path(tempfile.mkdtemp(prefix="vrray-"))
+        try:
+            for name, expected in marker["files"].items():
+                self._copy_out(f"{source}/{name}", scratch / name)
+                if _sha256(scratch / name) != expected["sha256"]:
+                    raise self._damaged(kind, key, name)
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def location(self, kind: str, key: str) -> str:
+        """Where the artefact is, for people and for Ray checkpoints that point at it."""
+        return f"{self.uri.rstrip('/')}/{kind}/{key}"
+
+    # Plain files, such as a sweep's table and report
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write one file so that a reader sees the old content or the new one, never a part."""
+        path = self._path(name)
+        self._fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else path
+        with self._fs.open_output_stream(target) as stream:
+            stream.write(data)
+        if target != path:
+            os.replace(target, path)
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def read_bytes(self, name: str) -> bytes:
+        """
+        Raises:
+            StoreError: there is no such file.
+        """
+        try:
+            with self._fs.open_input_file(self._path(name)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            raise StoreError(f"{self.uri}: there is no {name}") from None
+
+    def names(self, folder: str) -> list[str]:
+        """The names directly below a folder, sorted; empty when there is no such folder."""
+        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
+        return sorted(entry.base_name for entry in self._fs.get_file_info(selector))
+
+    def _path(self, *parts: str) -> str:
+        for part in parts:
+            if not part or part.startswith("/") or ".." in part.split("/"):
+                raise StoreError(f"{'/'.join(parts)!r} is not a name inside the store")
+        return "/".join([self._root.rstrip("/"), *parts])
+
+    def _is_file(self, path: str) -> bool:
+        return bool(self._fs.get_file_info(path).type == pafs.FileType.File)
+
+    def _marker(self, kind: str, key: str) -> dict[str, Any]:
+        try:
+            marker: dict[str, Any] = json.loads(self.read_bytes(f"{kind}/{key}/{MARKER}"))
+        except StoreError:
+            raise StoreError(f"{self.uri}: no complete artefact {kind}/{key}") from None
+        except ValueError as error:
+            raise StoreError(f"{self.uri}/{kind}/{key}/{MARKER} is damaged ({error}); delete it to rebuild") from error
+        return marker
+
+    def _damaged(self, kind: str, key: str, name: str) -> StoreError:
+        where = self.location(kind, key)
+        return StoreError(f"{where}: {name} is not what was committed; delete the folder to have it rebuilt")
+
+    def _copy_in(self, source: Path, target: str) -> None:
+        self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        if self.is_local:
+            shutil.copyfile(source, target)
+            return
+        with source.open("rb") as read, self._fs.open_output_stream(target) as write:
+            while chunk := read.read(_CHUNK):
+                write.write(chunk)
+
+    def _copy_out(self, source: str, target: Path) -> None:
+        with self._fs.open_input_stream(source) as read, target.open("wb") as write:
+            while chunk := read.read(_CHUNK):
+                write.write(chunk)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

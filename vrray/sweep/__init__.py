@@ -1,0 +1,1 @@
+"""Sweeps: trials times pruning plans, scheduled by Ray Tune, and their table."""

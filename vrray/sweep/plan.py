@@ -1,0 +1,96 @@
+"""What a sweep is about to do, said before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vrray.data.features import KIND as FEATURES
+from vrray.errors import ClusterError
+from vrray.store import Store
+from vrray.sweep.prepare import Prepared
+from vrray.sweep.trial import DELTA, Trial, is_complete
+from vrray.train.launch import Capacity
+from vrray.train.memory import trained_parameters
+
+_STARTUP_SECONDS = 30.0  # processes and imports of one trial, measured on 2 cores
+
+
+def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacity: Capacity, at_once: int) -> str:
+    """The plan in a few lines.
+
+    Raises:
+        ClusterError: a worker needs more memory than it can have.
+    """
+    spec, site, memory = prepared.spec, prepared.site, prepared.memory
+    need, have = memory.total / 2**30, capacity.worker_memory(spec) / 2**30
+    if need > have:
+        raise ClusterError(
+            f"a worker would need {need:.1f} GiB (frozen {memory.frozen / 2**30:.1f}, trained "
+            f"{memory.trained / 2**30:.1f}, optimizer {memory.optimizer / 2**30:.1f}, activations "
+            f"{memory.activations / 2**30:.1f}) and can have {have:.1f} GiB; use more --workers, a smaller "
+            f"--micro-batch, --activation-checkpointing, --mode lora or fewer --layers"
+        )
+    missing = [trial for trial in trials if not is_complete(store, site, trial)]
+    trainings = sum(not store.has(DELTA, trial.key) for trial in trials)
+    chunks = [chunk for chunk in site.chunks if not store.has(FEATURES, chunk.key)]
+    lines = [
+        f"sweep {spec.name!r}: {spec.model} ({prepared.shape.total / 1e6:.0f}M parameters, {prepared.shape.depth} "
+        f"decoder layers), data {spec.data}, {prepared.rows} training rows",
+        _trials_line(prepared, trials, missing, trainings),
+        f"workers: {spec.workers} a trial, {at_once} trial(s) at once on {capacity.cpus:g} CPUs and "
+        f"{capacity.gpus:g} GPUs; DeepSpeed ZeRO-3, {site.precision}",
+        f"memory: about {need:.1f} of {have:.1f} GiB a worker; frozen weights "
+        f"{'resident' if site.resident else 'partitioned'} ({prepared.residency_reason})",
+        f"storage: {store.uri}; features of {sum(len(chunk.images) for chunk in chunks)} images to compute "
+        f"({_feature_mib(prepared, chunks):.0f} MiB), deltas about {_delta_mib(prepared, trials, store):.0f} MiB",
+        "blind floor (question-only guess), select split: "
+        + ", ".join(f"{group.task.name} {group.floor:.2f}" for group in site.select),
+        _time_line(store, prepared, missing, at_once),
+    ]
+    return "\n".join(lines)
+
+
+def estimated_seconds(store: Store, prepared: Prepared, missing: Sequence[Trial], at_once: int) -> float | None:
+    """Seconds for the missing trials, from the throughput of the measured projector stage; None before it ran."""
+    if not store.has(DELTA, prepared.projector.key):
+        return None
+    speed = float(store.describe(DELTA, prepared.projector.key)["flops_per_second"])
+    shape, spec = prepared.shape, prepared.spec
+    layers = shape.layer * shape.depth
+    total = 0.0
+    for trial in missing:
+        if not store.has(DELTA, trial.key):
+            tokens = trial.recipe.steps(prepared.rows) * trial.recipe.global_batch * prepared.longest
+            total += tokens * (4 * layers + 2 * trained_parameters(shape, trial.region, trial.recipe)) / speed
+        questions = spec.examples * len(spec.tasks) * (len(trial.counts) + 1)
+        total += questions * prepared.longest * 2 * layers / speed + _STARTUP_SECONDS
+    return total / at_once
+
+
+def _trials_line(prepared: Prepared, trials: Sequence[Trial], missing: Sequence[Trial], trainings: int) -> str:
+    spec = prepared.spec
+    if spec.search == "optuna":
+        return f"trials: {spec.trials or 8}, proposed by Optuna; up to {len(spec.prune)} pruning plans each"
+    variants = sum(len(trial.counts) for trial in trials)
+    reused = len(trials) - len(missing)
+    return f"trials: {len(trials)} ({variants} variants); {reused} complete in the store, {trainings} to train"
+
+
+def _time_line(store: Store, prepared: Prepared, missing: Sequence[Trial], at_once: int) -> str:
+    if not missing and prepared.spec.search != "optuna":
+        return "time: under a minute, everything is in the store"
+    seconds = estimated_seconds(store, prepared, missing, at_once)
+    if seconds is None:
+        return "time: said after the projector stage, from its measured speed"
+    return f"time: about {seconds / 60:.0f} min, from the measured projector stage"
+
+
+def _feature_mib(prepared: Prepared, chunks: Sequence[object]) -> float:
+    images = sum(len(chunk.images) for chunk in chunks)  # type: ignore[attr-defined]
+    return images * prepared.shape.image_tokens * prepared.shape.tower_width * 2 / 2**20
+
+
+def _delta_mib(prepared: Prepared, trials: Sequence[Trial], store: Store) -> float:
+    width = 2 if prepared.site.precision == "bf16" else 4
+    missing = [trial for trial in trials if not store.has(DELTA, trial.key)]
+    return sum(trained_parameters(prepared.shape, trial.region, trial.recipe) for trial in missing) * width / 2**20

@@ -1,0 +1,216 @@
+"""From a sweep's options to what its workers need: model, rows, features, trials. Nothing here trains."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vrray.data.demo import DemoData, build_demo
+from vrray.data.encode import KIND as ROWS
+from vrray.data.encode import Template, encode_records, write_rows
+from vrray.data.features import plan_chunks
+from vrray.data.records import Record, read_records, records_identity
+from vrray.data.tasks import Split, TaskExamples
+from vrray.errors import DataError, SpecError
+from vrray.home import vrray_home
+from vrray.models.loading import ModelShape, base_identity, load_processor, model_shape, resolve_model
+from vrray.pruning import removal_counts
+from vrray.region import Region, place
+from vrray.specs import Recipe, SweepSpec
+from vrray.store import Store, content_key
+from vrray.sweep.trial import Site, Trial, trial_key
+from vrray.train.memory import MemoryEstimate, choose_residency, estimate_memory
+
+PROJECTOR_LEARNING_RATE = 5e-4  # PAPER, recipe of stage 1
+SMOL_PROJECTOR_LEARNING_RATE = 5e-3
+_DEMO_PREFIX = "demo"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sweep ready to run: where (`site`), the projector stage, and every trial of its space by configuration."""
+
+    spec: SweepSpec
+    site: Site
+    shape: ModelShape
+    roots: dict[str, Path]
+    projector: Trial
+    space: dict[str, list[Any]]
+    test: tuple[TaskExamples, ...]
+    rows: int
+    longest: int
+    memory: MemoryEstimate
+    residency_reason: str
+
+    def trial(self, config: dict[str, Any]) -> Trial:
+        """The trial of one point of the search space.
+
+        Raises:
+            RegionError, PruningError: the point has no region or too little to prune.
+        """
+        spec = self.spec
+        region = place(config["placement"], self.shape.depth, config["layers"], config["seed"])
+        rate = config["learning_rate"] or spec.recipe().learning_rate
+        recipe = spec.recipe().model_copy(update={"learning_rate": rate, "precision": self.site.precision})
+        key = trial_key(self.site.base, self.site.calibration_key, region, recipe, config["seed"], self.projector.key)
+        counts = tuple(removal_counts(spec.prune, region))
+        return Trial(key, region, recipe, config["seed"], self.site.calibration_key, self.projector.key, counts)
+
+    def configs(self) -> list[dict[str, Any]]:
+        """The points that a grid or a random search runs, without those that would train the same weights twice."""
+        points = [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
+        distinct = list({self.trial(point).key: point for point in reversed(points)}.values())[::-1]
+        if self.spec.search == "random":
+            wanted = min(self.spec.trials or 8, len(distinct))
+            chosen = random.Random(self.spec.seeds[0]).sample(range(len(distinct)), wanted)
+            return [distinct[index] for index in sorted(chosen)]
+        return distinct
+
+
+def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> Prepared:
+    """Resolve the model and the data, encode the rows (once), and lay out the trials.
+
+    Args:
+        gpu: workers have a GPU each.
+        worker_memory: bytes that one worker may use.
+    """
+    model_path = resolve_model(spec.model)
+    base, shape = base_identity(model_path), model_shape(model_path)
+    demo = build_demo(vrray_home())
+    recipe = spec.recipe().model_copy(update={"precision": resolve_precision(spec.precision, gpu)})
+    records, captions, roots = _records(spec, demo, recipe)
+    processor = load_processor(model_path)
+    rows, longest = _encode(records, processor, shape, recipe, "chat", base, store)
+    caption_rows, _ = _encode(captions, processor, shape, recipe, "plain", base, store)
+    select, test = (_tasks(spec, demo, split) for split in ("select", "test"))
+    named = [record.image for record in (*records, *captions)]
+    named += [example.image for group in (*select, *test) for example in group.examples]
+    chunks = plan_chunks([name for name in named if name is not None], roots, base)
+    regions = [place(name, shape.depth, k, spec.seeds[0]) for name in spec.placements for k in spec.layers]
+    memory, resident, reason = _memory(spec, shape, recipe, regions, longest, worker_memory)
+    projector = _projector_trial(spec, shape, recipe, base, caption_rows)
+    site = Site(
+        store_uri=store.uri,
+        model_path=str(model_path),
+        base=base,
+        precision=recipe.precision,
+        chunks=tuple(chunks),
+        select=select,
+        calibration_key=rows,
+        calibration=min(spec.calibration, len(records)),
+        micro_batch=spec.micro_batch,
+        resident=resident,
+        activation_checkpointing=spec.activation_checkpointing,
+    )
+    space = {
+        "placement": list(spec.placements),
+        "layers": list(spec.layers),
+        "learning_rate": list(spec.learning_rates or [None]),
+        "seed": list(spec.seeds),
+    }
+    prepared = Prepared(spec, site, shape, roots, projector, space, test, len(records), longest, memory, reason)
+    prepared.configs()  # finds regions that do not fit and plans that remove too much, before anything starts
+    return prepared
+
+
+def resolve_precision(wanted: Literal["auto", "bf16", "fp32"], gpu: bool) -> Literal["bf16", "fp32"]:
+    """bf16 where the hardware computes in it; elsewhere it is many times slower than fp32 (docs/benchmarks.md)."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if gpu or torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def _records(spec: SweepSpec, demo: DemoData, recipe: Recipe) -> tuple[list[Record], list[Record], dict[str, Path]]:
+    """Training records, caption records for the projector stage, and where their images are.
+
+    A run of `max_steps` sees at most that many global batches, so no more records than that are taken.
+    """
+    if spec.data == "demo":
+        records, captions, roots = read_records(demo.train), read_records(demo.captions), {"": demo.image_root}
+    else:
+        records = read_records(Path(spec.data).expanduser())
+        captions = [record for record in records if record.image]
+        if not captions:
+            raise DataError(f"{spec.data} has no record with an image; the projector cannot be trained on it")
+        assert spec.images is not None  # SweepSpec demands it
+        roots = {"": Path(spec.images).expanduser(), _DEMO_PREFIX: demo.image_root}
+    if recipe.max_steps is not None:
+        records = records[: recipe.max_steps * recipe.global_batch]
+    return records, captions[: spec.projector_steps * recipe.global_batch], roots
+
+
+def _encode(
+    records: Sequence[Record],
+    processor: Any,
+    shape: ModelShape,
+    recipe: Recipe,
+    template: Template,
+    base: str,
+    store: Store,
+) -> tuple[str, int]:
+    """The key of the encoded rows, and the tokens of the longest."""
+    key = content_key(
+        {
+            "format": 1,
+            "records": records_identity(records),
+            "base": base,
+            "template": template,
+            "max_length": recipe.max_length,
+        }
+    )
+    if not store.has(ROWS, key):
+        rows = encode_records(records, processor, shape.image_tokens, template=template, max_length=recipe.max_length)
+        longest = max(len(row.ids) for row in rows)
+        store.put(ROWS, key, lambda folder: write_rows(folder, rows), {"rows": len(rows), "longest": longest})
+    return key, int(store.describe(ROWS, key)["longest"])
+
+
+def _tasks(spec: SweepSpec, demo: DemoData, split: Split) -> tuple[TaskExamples, ...]:
+    groups = []
+    for name in spec.tasks:
+        if name not in demo.tasks:
+            raise SpecError(f"unknown task {name!r}; known are {', '.join(demo.tasks)}")
+        examples = demo.examples(name, split, spec.examples)
+        if spec.data != "demo":
+            examples = tuple(replace(e, image=f"{_DEMO_PREFIX}:{e.image}" if e.image else None) for e in examples)
+        groups.append(TaskExamples(demo.tasks[name], split, examples, demo.floor(name, split, spec.examples)))
+    return tuple(groups)
+
+
+def _memory(
+    spec: SweepSpec, shape: ModelShape, recipe: Recipe, regions: Sequence[Region], longest: int, available: int
+) -> tuple[MemoryEstimate, bool, str]:
+    """The estimate of the trial that needs most, and whether frozen weights stay resident."""
+
+    def largest(resident: bool) -> MemoryEstimate:
+        estimates = [
+            estimate_memory(
+                shape,
+                region,
+                recipe,
+                workers=spec.workers,
+                micro_batch=min(spec.micro_batch, recipe.global_batch // spec.workers),
+                tokens=longest,
+                resident=resident,
+                activation_checkpointing=spec.activation_checkpointing,
+            )
+            for region in regions
+        ]
+        return max(estimates, key=lambda estimate: estimate.total)
+
+    resident, reason = choose_residency(spec.frozen, largest(True), available)
+    return largest(resident), resident, reason
+
+
+def _projector_trial(spec: SweepSpec, shape: ModelShape, recipe: Recipe, base: str, rows: str) -> Trial:
+    """Stage 1: the projector alone, on image-caption rows; all trials of the sweep start from its result."""
+    rate = SMOL_PROJECTOR_LEARNING_RATE if spec.model == "smol" else PROJECTOR_LEARNING_RATE
+    stage = recipe.model_copy(update={"projector_learning_rate": rate, "max_steps": spec.projector_steps})
+    region, seed = Region.none(shape.depth), spec.seeds[0]
+    return Trial(trial_key(base, rows, region, stage, seed, None), region, stage, seed, rows, None, (0,))

@@ -1,0 +1,84 @@
+"""What a running sweep says: a bar with an estimate on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from ray import tune
+from tqdm import tqdm
+
+_LOG_EVERY_SECONDS = 15.0
+
+
+class Progress:
+    """Progress over all trainings, counted in optimizer steps."""
+
+    def __init__(self, total_steps: int):
+        self._steps: dict[str, int] = {}
+        self._said: dict[str, float] = {}
+        self._bar = (
+            tqdm(total=total_steps, unit="step", desc="sweep", dynamic_ncols=True) if sys.stderr.isatty() else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def update(self, trial: str, metrics: dict[str, Any]) -> None:
+        """Take in one report of a trial."""
+        step = int(metrics.get("step", 0))
+        if "evaluated" in metrics:
+            self._throttled(trial, f"  {trial}: evaluated with {int(metrics['evaluated'])} layers removed")
+        elif step:
+            seconds, steps = metrics["step_seconds"], int(metrics["steps"])
+            self._throttled(
+                trial,
+                f"  {trial}: step {step}/{steps}, loss {metrics['loss']:.3f}, lr {metrics['learning_rate']:.1e}, "
+                f"{metrics['samples_per_second']:.1f} samples/s, "
+                f"{metrics['supervised_tokens_per_second']:.0f} supervised tokens/s, peak {metrics['peak_mib']:.0f} MiB, "
+                f"{(steps - step) * seconds:.0f} s left",
+                always=step == steps,
+            )
+        if self._bar is not None:
+            self._bar.update(max(0, step - self._steps.get(trial, 0)))
+            if step:
+                self._bar.set_postfix_str(f"{trial} loss {metrics['loss']:.3f}")
+        self._steps[trial] = max(step, self._steps.get(trial, 0))
+
+    def _throttled(self, trial: str, text: str, always: bool = False) -> None:
+        now = time.monotonic()
+        if self._bar is None and (always or now - self._said.get(trial, 0.0) >= _LOG_EVERY_SECONDS):
+            self._said[trial] = now
+            self.say(text)
+
+
+class TuneProgress(tune.Callback):
+    """Passes Tune's trial events on to a `Progress`."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        self._progress.update(result["name"], result["latest"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        result = trial.last_result or {}
+        if result.get("done_score") is not None:
+            self._progress.say(f"{result['name']}: finished, visual score {result['done_score']:.3f}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._progress.say(f"{trial.config}: failed, the others go on")

@@ -1,0 +1,150 @@
+"""The table of a sweep: a row a variant, everything read from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from vrray.region import Region
+from vrray.store import Store
+from vrray.sweep.prepare import Prepared
+from vrray.sweep.trial import DELTA, EVALUATION, Trial, evaluation_key, plans_of
+from vrray.train.memory import trained_parameters
+
+_MEASURED = ("train_seconds", "step_seconds", "peak_mib")
+_ABILITIES = ("visual", "textual")
+_INTERVAL = ("", "_low", "_high")
+UNTUNED = "untuned"
+
+
+def sweep_table(store: Store, prepared: Prepared, trials: Sequence[Trial], failures: Mapping[str, str]) -> pa.Table:
+    """Rows of all trials and of the untuned base (with the stage-1 projector); `failures` are reasons by trial key."""
+    rows = [row for trial in (*trials, prepared.projector) for row in _rows(store, prepared, trial, failures)]
+    rows = _with_retention(_distinct_names(rows))
+    return pa.Table.from_pylist(rows, schema=_schema(prepared))
+
+
+def choose(table: pa.Table) -> dict[str, Any]:
+    """The row with the highest visual score on the select split; of equals, the one with fewer parameters.
+
+    The untuned base is a baseline and is not chosen.
+    """
+    finished = [
+        row for row in table.to_pylist() if row["status"] == "complete" and row["placement"] != Region.none(1).placement
+    ]
+    if not finished:
+        return {}
+    return max(finished, key=lambda row: (row["score_visual"] or 0.0, row["score_textual"] or 0.0, -row["parameters"]))
+
+
+def baselines(table: pa.Table) -> list[dict[str, Any]]:
+    """The untuned base and unpruned all-layer tuning, as far as the sweep has them."""
+    return [
+        row
+        for row in table.to_pylist()
+        if row["status"] == "complete" and row["placement"] in ("none", "all") and not row["removed_layers"]
+    ]
+
+
+def _rows(store: Store, prepared: Prepared, trial: Trial, failures: Mapping[str, str]) -> list[dict[str, Any]]:
+    shared = {
+        "placement": trial.region.placement,
+        "tuned_layers": list(trial.region.layers),
+        "depth": trial.region.depth,
+        "split": "select",
+        "trained_parameters": trained_parameters(prepared.shape, trial.region, trial.recipe),
+        "key": trial.key,
+        "seed": trial.seed,
+        "learning_rate": trial.recipe.learning_rate,
+        **_floors(prepared),
+    }
+    plans = plans_of(store, prepared.site, trial) if store.has(DELTA, trial.key) else None
+    if trial.key in failures or plans is None:
+        reason = failures.get(trial.key, "not run")
+        return [{**shared, "variant": trial_name(trial), "removed_layers": [], "status": f"failed: {reason}"}]
+    info = store.describe(DELTA, trial.key)
+    shared |= {name: info[name] for name in _MEASURED}
+    shared["blind_visual"] = _evaluation(store, prepared, trial.key, (), blind=True).get("score_visual")
+    return [{**shared, **_variant(store, prepared, trial, plan)} for plan in plans]
+
+
+def _variant(store: Store, prepared: Prepared, trial: Trial, plan: tuple[int, ...]) -> dict[str, Any]:
+    measured = _evaluation(store, prepared, trial.key, plan, blind=False)
+    name = trial_name(trial) + (f"-prune{len(plan)}" if plan else "")
+    row = {
+        "variant": name,
+        "removed_layers": list(plan),
+        "status": "complete" if measured else "failed: not evaluated",
+        "parameters": measured.get("parameters"),
+        "latency_ms_per_token": measured.get("latency_ms_per_token"),
+        **{f"score_{task}": score for task, score in measured.get("tasks", {}).items()},
+    }
+    key = evaluation_key(trial.key, plan, prepared.test, False)
+    held_out = store.describe(EVALUATION, key) if store.has(EVALUATION, key) else {}
+    for ability in _ABILITIES:
+        for end in _INTERVAL:
+            row[f"score_{ability}{end}"] = measured.get(f"score_{ability}{end}")
+            row[f"test_score_{ability}{end}"] = held_out.get(f"score_{ability}{end}")
+    return row
+
+
+def trial_name(trial: Trial) -> str:
+    return trial.region.name if len(trial.region) else UNTUNED
+
+
+def _evaluation(store: Store, prepared: Prepared, delta: str, plan: tuple[int, ...], *, blind: bool) -> dict[str, Any]:
+    key = evaluation_key(delta, plan, prepared.site.select, blind)
+    return store.describe(EVALUATION, key) if store.has(EVALUATION, key) else {}
+
+
+def _floors(prepared: Prepared) -> dict[str, float | None]:
+    floors: dict[str, float | None] = {}
+    for ability in _ABILITIES:
+        values = [group.floor for group in prepared.site.select if group.task.ability == ability]
+        floors[f"floor_{ability}"] = sum(values) / len(values) if values else None
+    return floors
+
+
+def _distinct_names(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where trials differ in seed or learning rate only, their names say so."""
+    by_name: dict[str, set[str]] = {}
+    for row in rows:
+        by_name.setdefault(row["variant"], set()).add(row["key"])
+    for row in rows:
+        if len(by_name[row["variant"]]) > 1:
+            stem, separator, plan = row["variant"].partition("-prune")
+            row["variant"] = f"{stem}-lr{row['learning_rate']:g}-seed{row['seed']}{separator}{plan}"
+    return rows
+
+
+def _with_retention(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scores divided by those of unpruned all-layer tuning with the same seed, where the sweep has it."""
+    ceilings: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        if row["placement"] == "all" and not row["removed_layers"] and row["status"] == "complete":
+            best = ceilings.get(row["seed"])
+            if best is None or (row["score_visual"] or 0) > (best["score_visual"] or 0):
+                ceilings[row["seed"]] = row
+    for row in rows:
+        ceiling = ceilings.get(row["seed"], {})
+        for ability in _ABILITIES:
+            score, top = row.get(f"score_{ability}"), ceiling.get(f"score_{ability}")
+            row[f"retention_{ability}"] = score / top if score is not None and top else None
+    return rows
+
+
+def _schema(prepared: Prepared) -> pa.Schema:
+    number, count, text, layers = pa.float64(), pa.int64(), pa.string(), pa.list_(pa.int32())
+    fields = [("variant", text), ("placement", text), ("tuned_layers", layers), ("removed_layers", layers)]
+    fields += [("depth", pa.int32()), ("status", text), ("split", text)]
+    fields += [(f"score_{ability}{end}", number) for ability in _ABILITIES for end in _INTERVAL]
+    fields += [(f"retention_{ability}", number) for ability in _ABILITIES]
+    fields += [("blind_visual", number), ("floor_visual", number), ("floor_textual", number)]
+    fields += [(f"score_{group.task.name}", number) for group in prepared.site.select]
+    fields += [(f"test_score_{ability}{end}", number) for ability in _ABILITIES for end in _INTERVAL]
+    fields += [("parameters", count), ("trained_parameters", count)]
+    fields += [(name, number) for name in (*_MEASURED, "latency_ms_per_token", "learning_rate")]
+    fields += [("seed", count), ("key", text)]
+    return pa.schema(fields)

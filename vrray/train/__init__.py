@@ -1,0 +1,1 @@
+"""Selective-layer training with DeepSpeed in Ray Train workers."""

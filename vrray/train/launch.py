@@ -1,0 +1,112 @@
+"""Ray Train for one worker function: the trainer, and whether the cluster can hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from vrray.errors import ClusterError
+from vrray.specs import SweepSpec
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has: CPUs and GPUs in all, and for each node (CPUs, GPUs, bytes of memory)."""
+
+    cpus: float
+    gpus: float
+    nodes: tuple[tuple[float, float, float], ...]
+
+    @classmethod
+    def of_cluster(cls) -> Capacity:
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = tuple((n.get("CPU", 0.0), n.get("GPU", 0.0), n.get("memory", 0.0)) for n in alive)
+        return cls(sum(node[0] for node in nodes), sum(node[1] for node in nodes), nodes)
+
+    def uses_gpus(self, spec: SweepSpec) -> bool:
+        return self.gpus > 0 if spec.gpu is None else spec.gpu
+
+    def trials_at_once(self, spec: SweepSpec) -> int:
+        """How many trials' workers the cluster holds at the same time; drivers take no CPU.
+
+        Raises:
+            ClusterError: not even one.
+        """
+        gpu = self.uses_gpus(spec)
+        seats = sum(
+            int(min(cpus // spec.cpus_per_worker, gpus if gpu else float("inf"))) for cpus, gpus, _ in self.nodes
+        )
+        if seats < spec.workers:
+            each = f"{spec.cpus_per_worker:g} CPU" + (" and 1 GPU" if gpu else "")
+            raise ClusterError(
+                f"one trial needs {spec.workers} workers with {each} each; the cluster has {self.cpus:g} CPUs and "
+                f"{self.gpus:g} GPUs on {len(self.nodes)} nodes, room for {seats}. "
+                f"Lower --workers or --cpus-per-worker, or add nodes."
+            )
+        return seats // spec.workers
+
+    def worker_memory(self, spec: SweepSpec) -> int:
+        """Bytes for one worker: a GPU's memory, or a node's share where the most workers sit on one node."""
+        if self.uses_gpus(spec):
+            return int(ray.get(ray.remote(num_gpus=1, num_cpus=0)(_gpu_memory).remote()))
+        shares = [
+            memory / min(spec.workers, cpus // spec.cpus_per_worker)
+            for cpus, _, memory in self.nodes
+            if cpus >= spec.cpus_per_worker
+        ]
+        return int(min(shares)) if shares else 0
+
+
+def make_trainer(
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    spec: SweepSpec,
+    *,
+    gpu: bool,
+    name: str,
+    storage: str,
+    callbacks: list[Any],
+) -> TorchTrainer:
+    """A trainer of `spec.workers` workers: NCCL on GPUs, gloo on CPUs; failures are not retried."""
+    return TorchTrainer(
+        worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=spec.workers, use_gpu=gpu, resources_per_worker=_worker_resources(spec, gpu)
+        ),
+        run_config=train.RunConfig(
+            name=name,
+            storage_path=storage,
+            callbacks=callbacks,
+            failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=1),
+        ),
+    )
+
+
+def failure_reason(error: BaseException) -> str:
+    """The first line that tells why a run failed: the worker's own message where there is one."""
+    workers = getattr(error, "worker_failures", None)
+    cause: BaseException = next(iter(workers.values())) if workers else error
+    while getattr(cause, "cause", None) is not None or cause.__cause__ is not None:
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        cause = inner
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+def _worker_resources(spec: SweepSpec, gpu: bool) -> dict[str, float]:
+    return {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if gpu else {})}
+
+
+def _gpu_memory() -> int:
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1])
