@@ -107,7 +107,10 @@ def train(
         parameters = dict(workspace.model.named_parameters())
         flops = _flops_per_token(workspace.model, trainable)
         with frozen_as_buffers(workspace.model, training.resident):
-            config = deepspeed_config(recipe, micro_batch, share // micro_batch, keep_gathered=training.resident)
+            trained = sum(parameters[name].numel() for name in trainable.names)
+            config = deepspeed_config(
+                recipe, micro_batch, share // micro_batch, trained=trained, keep_gathered=training.resident
+            )
             with started_engine(module, parameters, trainable, recipe, config, steps) as engine:
                 run = _Run(workspace, training, engine, parameters, trainable, micro_batch, steps, flops)
                 metrics, losses = run.all_steps(report, report_every)
