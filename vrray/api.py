@@ -23,6 +23,7 @@ class Sweep:
 
     def __init__(self, storage: str, name: str):
         self._store, self.name = Store(storage), name
+        self.folder = f"{self._store.uri.rstrip('/')}/sweeps/{name}"
         self.table: pa.Table = pq.read_table(io.BytesIO(self._store.read_bytes(f"sweeps/{name}/table.parquet")))
 
     def best(self) -> dict[str, Any]:
@@ -71,9 +72,13 @@ def tune_layers(**options: Any) -> Sweep:
     Raises:
         VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
     """
+    return run(SweepSpec.parse(options))
+
+
+def run(spec: SweepSpec) -> Sweep:
+    """`tune_layers` for options that are validated already."""
     from vrray.sweep.run import run_sweep
 
-    spec = SweepSpec.parse(options)
     with connected():
         run_sweep(spec)
     return Sweep(spec.storage, spec.name)

@@ -81,7 +81,7 @@ def _install(model: nn.Module, layers: list[nn.Module], depth: int, removed: Seq
     decoder = model.get_submodule(parent)
     setattr(decoder, name, nn.ModuleList(layers))
     for index, layer in enumerate(layers):
-        layer.self_attn.layer_idx = index  # type: ignore[union-attr, assignment]
+        layer.self_attn.layer_idx = index  # type: ignore[union-attr]
     for config in _text_configs(model, decoder):
         config.num_hidden_layers = len(layers)
         _slice_layer_types(config, depth, removed)

@@ -1,6 +1,7 @@
 """Which decoder layers are tuned: the region, and the named placements that choose one."""
 
 import difflib
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -178,7 +179,7 @@ def _check_layers(layers: object, depth: int) -> None:
                 f"layer {layer} is out of range: a decoder of {depth} layers has layers 0 to {depth - 1}; "
                 "remove it, or give the depth of the decoder that was meant"
             )
-    for before, after in zip(layers, layers[1:], strict=False):
+    for before, after in itertools.pairwise(layers):
         if after < before:
             raise RegionError(f"layers are not sorted: {after} comes after {before}; list them in ascending order")
         if after == before:

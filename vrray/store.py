@@ -93,7 +93,8 @@ class Store:
         """A local folder with the artefact's files, to read: in place when local, else a verified download.
 
         Raises:
-            StoreError: there is no complete artefact, or a file's size (local) or hash (remote) is not the committed one.
+            StoreError: there is no complete artefact, or a file is not what was committed (checked by size when local,
+                by hash when downloaded).
         """
         marker = self._marker(kind, key)
         source = self._path(kind, key, marker["attempt"])

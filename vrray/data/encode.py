@@ -109,10 +109,12 @@ def _chat(record: Record, processor: Any) -> tuple[list[int], list[bool]]:
 
 
 def _plain(record: Record, processor: Any) -> tuple[list[int], list[bool]]:
+    """Start token, image, caption, end token; a decoder attends badly to a row that lacks its start token."""
     tokenizer = processor.tokenizer
     caption = tokenizer(record.turns[0].assistant, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     image = [tokenizer.convert_tokens_to_ids(processor.image_token)] if record.image else []
-    return image + caption, [False] * len(image) + [True] * len(caption)
+    return start + image + caption, [False] * len(start + image) + [True] * len(caption)
 
 
 def _parts(text: str) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Features of the frozen vision tower: computed once, in parallel Ray tasks, shared by every trial.
+"""Features of the frozen vision tower: computed once, in parallel by all workers, shared by every trial.
 
 Images are cut into chunks; a chunk is an artefact keyed by the base model's identity and the images' contents, an
 Arrow file that workers map into memory. Features are what enters the projector, `[tokens, width]`, in float16.
@@ -6,10 +6,8 @@ Arrow file that workers map into memory. Features are what enters the projector,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,56 +15,33 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from safetensors import safe_open
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from vrray.errors import DataError, ModelError
-from vrray.models import tower  # noqa: F401  (registers the demo's vision tower)
-from vrray.store import Store, content_key
+from vrray.data.chunks import FeatureChunk, locate
+from vrray.errors import DataError
+from vrray.store import Store
 
 KIND = "features"
-CHUNK = 256
 _BATCH = 32
 
 
-@dataclass(frozen=True)
-class FeatureChunk:
-    """Some images and the key of the artefact with their features."""
+def compute_chunks(
+    chunks: Sequence[FeatureChunk],
+    roots: Mapping[str, Path],
+    vision: PreTrainedModel,
+    config: Any,
+    processor: Any,
+    store: Store,
+) -> None:
+    """Compute and store the given chunks in this process; what is complete already is left alone.
 
-    key: str
-    images: tuple[str, ...]
-
-
-def plan_chunks(
-    images: Sequence[str], roots: Mapping[str, Path], base_identity: str, chunk: int = CHUNK
-) -> list[FeatureChunk]:
-    """Group images into chunks and give each its key.
-
-    An image's name is relative to `roots[""]`, or `PREFIX:name` to `roots[PREFIX]`.
-
-    Raises:
-        DataError: an image is missing.
+    Args:
+        vision, config, processor: the frozen tower, the model's configuration, its image processor.
     """
-    names = sorted(set(images))
-    hashes = {name: _content_hash(_locate(roots, name)) for name in names}
-    chunks = []
-    for start in range(0, len(names), chunk):
-        part = tuple(names[start : start + chunk])
-        parts = {"base": base_identity, "images": [[name, hashes[name]] for name in part], "format": 1}
-        chunks.append(FeatureChunk(content_key(parts), part))
-    return chunks
-
-
-def compute_chunks(chunks: Sequence[FeatureChunk], roots: Mapping[str, Path], model_path: Path, store: Store) -> None:
-    """Compute and store the given chunks in this process; what is complete already is left alone."""
-    missing = [chunk for chunk in chunks if not store.has(KIND, chunk.key)]
-    if not missing:
-        return
-    vision = load_tower(model_path)
-    processor = AutoImageProcessor.from_pretrained(model_path)
-    config = AutoConfig.from_pretrained(model_path)
-    for chunk in missing:
-        paths = [_locate(roots, name) for name in chunk.images]
+    for chunk in chunks:
+        if store.has(KIND, chunk.key):
+            continue
+        paths = [locate(roots, name) for name in chunk.images]
         features = [
             tower_features(vision, config, processor, [open_image(path) for path in paths[start : start + _BATCH]])
             for start in range(0, len(paths), _BATCH)
@@ -83,21 +58,6 @@ def tower_features(vision: PreTrainedModel, config: Any, processor: Any, images:
     layers = [chosen] if isinstance(chosen, int) else chosen
     cut = 1 if config.vision_feature_select_strategy == "default" else 0
     return torch.cat([hidden[layer][:, cut:] for layer in layers], dim=-1).float()
-
-
-def load_tower(path: Path) -> PreTrainedModel:
-    """The vision tower alone, read from the weights of a LLaVA model directory."""
-    vision = AutoModel.from_config(AutoConfig.from_pretrained(path).vision_config).eval().requires_grad_(False)
-    state = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118  (safe_open is not iterable)
-                if "vision_tower." in name:
-                    state[name.split("vision_tower.", 1)[1]] = weights.get_tensor(name)
-    missing, unexpected = vision.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise ModelError(f"{path}: vision tower weights do not fit; missing {missing[:3]}, unexpected {unexpected[:3]}")
-    return vision
 
 
 def open_image(path: Path) -> Image.Image:
@@ -144,7 +104,7 @@ class Features:
 
 
 def _put_chunk(store: Store, chunk: FeatureChunk, features: torch.Tensor) -> None:
-    half = features.to(torch.float16)
+    half = features.to("cpu", torch.float16)
     if not bool(torch.isfinite(half).all()):
         raise DataError(f"features of {chunk.images[0]} .. {chunk.images[-1]} exceed float16; the tower is not usable")
     _, tokens, width = half.shape
@@ -159,15 +119,3 @@ def _put_chunk(store: Store, chunk: FeatureChunk, features: torch.Tensor) -> Non
             writer.write_table(table.combine_chunks())
 
     store.put(KIND, chunk.key, write, {"images": len(chunk.images), "shape": [tokens, width]})
-
-
-def _locate(roots: Mapping[str, Path], name: str) -> Path:
-    prefix, separator, rest = name.partition(":")
-    return roots[prefix] / rest if separator and prefix in roots else roots[""] / name
-
-
-def _content_hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise DataError(f"image {path} cannot be read: {error.strerror}") from error

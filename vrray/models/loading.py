@@ -103,7 +103,7 @@ def model_shape(path: Path) -> ModelShape:
         tower=count(model.get_submodule("model.vision_tower")),
         total=count(model),
         image_tokens=config.image_seq_length,
-        tower_width=model.get_submodule(PROJECTOR).linear_1.in_features,  # type: ignore[union-attr, arg-type]
+        tower_width=model.get_submodule(PROJECTOR).linear_1.in_features,
     )
 
 

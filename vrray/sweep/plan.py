@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vrray.data.chunks import FeatureChunk
 from vrray.data.features import KIND as FEATURES
 from vrray.errors import ClusterError
 from vrray.store import Store
@@ -12,7 +13,7 @@ from vrray.sweep.trial import DELTA, Trial, is_complete
 from vrray.train.launch import Capacity
 from vrray.train.memory import trained_parameters
 
-_STARTUP_SECONDS = 30.0  # processes and imports of one trial, measured on 2 cores
+_STARTUP_SECONDS = 5.0  # a trial's driver and the hand-over to a group, measured on 2 cores
 
 
 def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacity: Capacity, at_once: int) -> str:
@@ -38,7 +39,7 @@ def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacit
         f"decoder layers), data {spec.data}, {prepared.rows} training rows",
         _trials_line(prepared, trials, missing, trainings),
         f"workers: {spec.workers} a trial, {at_once} trial(s) at once on {capacity.cpus:g} CPUs and "
-        f"{capacity.gpus:g} GPUs; DeepSpeed ZeRO-3, {site.precision}",
+        f"{capacity.gpus:g} GPUs; DeepSpeed ZeRO-3, {prepared.precision}",
         f"memory: about {need:.1f} of {have:.1f} GiB a worker; frozen weights "
         f"{'resident' if site.resident else 'partitioned'} ({prepared.residency_reason})",
         f"storage: {store.uri}; features of {sum(len(chunk.images) for chunk in chunks)} images to compute "
@@ -85,12 +86,12 @@ def _time_line(store: Store, prepared: Prepared, missing: Sequence[Trial], at_on
     return f"time: about {seconds / 60:.0f} min, from the measured projector stage"
 
 
-def _feature_mib(prepared: Prepared, chunks: Sequence[object]) -> float:
-    images = sum(len(chunk.images) for chunk in chunks)  # type: ignore[attr-defined]
+def _feature_mib(prepared: Prepared, chunks: Sequence[FeatureChunk]) -> float:
+    images = sum(len(chunk.images) for chunk in chunks)
     return images * prepared.shape.image_tokens * prepared.shape.tower_width * 2 / 2**20
 
 
 def _delta_mib(prepared: Prepared, trials: Sequence[Trial], store: Store) -> float:
-    width = 2 if prepared.site.precision == "bf16" else 4
+    width = 2 if prepared.precision == "bf16" else 4
     missing = [trial for trial in trials if not store.has(DELTA, trial.key)]
     return sum(trained_parameters(prepared.shape, trial.region, trial.recipe) for trial in missing) * width / 2**20

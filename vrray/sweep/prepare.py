@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import torch
 
+from vrray.data.chunks import plan_chunks
 from vrray.data.demo import DemoData, build_demo
 from vrray.data.encode import KIND as ROWS
 from vrray.data.encode import Template, encode_records, write_rows
-from vrray.data.features import plan_chunks
 from vrray.data.records import Record, read_records, records_identity
 from vrray.data.tasks import Split, TaskExamples
 from vrray.errors import DataError, SpecError
@@ -37,6 +37,8 @@ class Prepared:
     """A sweep ready to run: where (`site`), the projector stage, and every trial of its space by configuration."""
 
     spec: SweepSpec
+    model_path: Path
+    precision: Literal["bf16", "fp32"]
     site: Site
     shape: ModelShape
     roots: dict[str, Path]
@@ -57,15 +59,18 @@ class Prepared:
         spec = self.spec
         region = place(config["placement"], self.shape.depth, config["layers"], config["seed"])
         rate = config["learning_rate"] or spec.recipe().learning_rate
-        recipe = spec.recipe().model_copy(update={"learning_rate": rate, "precision": self.site.precision})
+        recipe = spec.recipe().model_copy(update={"learning_rate": rate, "precision": self.precision})
         key = trial_key(self.site.base, self.site.calibration_key, region, recipe, config["seed"], self.projector.key)
         counts = tuple(removal_counts(spec.prune, region))
         return Trial(key, region, recipe, config["seed"], self.site.calibration_key, self.projector.key, counts)
 
+    def points(self) -> list[dict[str, Any]]:
+        """All points of the search space."""
+        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
+
     def configs(self) -> list[dict[str, Any]]:
         """The points that a grid or a random search runs, without those that would train the same weights twice."""
-        points = [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
-        distinct = list({self.trial(point).key: point for point in reversed(points)}.values())[::-1]
+        distinct = list({self.trial(point).key: point for point in reversed(self.points())}.values())[::-1]
         if self.spec.search == "random":
             wanted = min(self.spec.trials or 8, len(distinct))
             chosen = random.Random(self.spec.seeds[0]).sample(range(len(distinct)), wanted)
@@ -96,10 +101,7 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
     memory, resident, reason = _memory(spec, shape, recipe, regions, longest, worker_memory)
     projector = _projector_trial(spec, shape, recipe, base, caption_rows)
     site = Site(
-        store_uri=store.uri,
-        model_path=str(model_path),
         base=base,
-        precision=recipe.precision,
         chunks=tuple(chunks),
         select=select,
         calibration_key=rows,
@@ -108,13 +110,27 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
         resident=resident,
         activation_checkpointing=spec.activation_checkpointing,
     )
-    space = {
+    space: dict[str, list[Any]] = {
         "placement": list(spec.placements),
         "layers": list(spec.layers),
-        "learning_rate": list(spec.learning_rates or [None]),
+        "learning_rate": [*spec.learning_rates] if spec.learning_rates else [None],
         "seed": list(spec.seeds),
     }
-    prepared = Prepared(spec, site, shape, roots, projector, space, test, len(records), longest, memory, reason)
+    prepared = Prepared(
+        spec,
+        model_path,
+        recipe.precision,
+        site,
+        shape,
+        roots,
+        projector,
+        space,
+        test,
+        len(records),
+        longest,
+        memory,
+        reason,
+    )
     prepared.configs()  # finds regions that do not fit and plans that remove too much, before anything starts
     return prepared
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import ray
 from ray import tune
 from tqdm import tqdm
+
+from vrray.sweep.bridge import Point, point_of
+from vrray.sweep.trial import Trial
 
 _LOG_EVERY_SECONDS = 15.0
 
@@ -49,8 +54,8 @@ class Progress:
                 trial,
                 f"  {trial}: step {step}/{steps}, loss {metrics['loss']:.3f}, lr {metrics['learning_rate']:.1e}, "
                 f"{metrics['samples_per_second']:.1f} samples/s, "
-                f"{metrics['supervised_tokens_per_second']:.0f} supervised tokens/s, peak {metrics['peak_mib']:.0f} MiB, "
-                f"{(steps - step) * seconds:.0f} s left",
+                f"{metrics['supervised_tokens_per_second']:.0f} supervised tokens/s, "
+                f"peak {metrics['peak_mib']:.0f} MiB, {(steps - step) * seconds:.0f} s left",
                 always=step == steps,
             )
         if self._bar is not None:
@@ -67,18 +72,24 @@ class Progress:
 
 
 class TuneProgress(tune.Callback):
-    """Passes Tune's trial events on to a `Progress`."""
+    """Passes Tune's trial events on to a `Progress`, and tells the desk when a scheduler stops a trial."""
 
-    def __init__(self, progress: Progress):
-        self._progress = progress
+    def __init__(self, progress: Progress, desk: Any, trials: Mapping[Point, Trial]):
+        self._progress, self._desk, self._trials = progress, desk, trials
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        self._progress.update(result["name"], result["latest"])
+        if "score" not in result:
+            self._progress.update(result["trial"], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         result = trial.last_result or {}
-        if result.get("done_score") is not None:
-            self._progress.say(f"{result['name']}: finished, visual score {result['done_score']:.3f}")
+        name = self._trials[point_of(trial.config)].region.name
+        if "score" in result:
+            self._progress.say(f"{name}: finished, score {result['score']:.3f}")
+        else:
+            ray.get(self._desk.cancel.remote(self._trials[point_of(trial.config)].key))
+            self._progress.say(f"{name}: stopped by the scheduler at step {result.get('step', 0):g}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._progress.say(f"{trial.config}: failed, the others go on")
+        name = self._trials[point_of(trial.config)].region.name
+        self._progress.say(f"{name}: failed, the others go on; the reason is in the table")

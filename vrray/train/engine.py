@@ -84,7 +84,7 @@ def started_engine(
     """A DeepSpeed engine over `module`; on leaving, its hooks are gone and every weight is what it was before."""
     originals = {parameters[name]: parameters[name].detach().to("cpu", copy=True) for name in trainable.names}
     deepspeed = import_deepspeed()
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameters[name] for layer in trainable.region.values() for name in layer]},
         {"params": [parameters[name] for name in trainable.projector], "lr": recipe.projector_learning_rate},
     ]

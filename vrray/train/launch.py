@@ -70,9 +70,8 @@ def make_trainer(
     gpu: bool,
     name: str,
     storage: str,
-    callbacks: list[Any],
 ) -> TorchTrainer:
-    """A trainer of `spec.workers` workers: NCCL on GPUs, gloo on CPUs; failures are not retried."""
+    """A trainer of `spec.workers` workers: NCCL on GPUs, gloo on CPUs; Ray does not retry failures."""
     return TorchTrainer(
         worker,
         train_loop_config=config,
@@ -83,7 +82,6 @@ def make_trainer(
         run_config=train.RunConfig(
             name=name,
             storage_path=storage,
-            callbacks=callbacks,
             failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=1),
         ),
     )

@@ -30,10 +30,7 @@ class MemoryEstimate:
 
 def trained_parameters(shape: ModelShape, region: Region, recipe: Recipe) -> int:
     """How many parameters train: the region (all of it, or its adapters) and the projector."""
-    if recipe.mode == "lora":
-        per_layer = _adapter_parameters(shape, recipe.lora_rank)
-    else:
-        per_layer = shape.layer
+    per_layer = _adapter_parameters(shape, recipe.lora_rank) if recipe.mode == "lora" else shape.layer
     return per_layer * len(region) + shape.projector
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from vrray.data.features import FeatureChunk, Features
+from vrray.data.chunks import FeatureChunk
+from vrray.data.features import Features
 from vrray.models.loading import load_model, load_processor
 from vrray.store import Store
 
@@ -20,29 +21,36 @@ from vrray.store import Store
 class Workspace:
     """One rank's share of a worker group."""
 
+    store: Store
     model: Any
     processor: Any
-    features: Features
     base: str
     device: torch.device
     rank: int
     world: int
+    _features: Features | None = None
+    _chunks: tuple[FeatureChunk, ...] = ()
 
     @classmethod
-    def set_up(
-        cls,
-        model_path: Path,
-        base: str,
-        precision: Literal["bf16", "fp32"],
-        store: Store,
-        chunks: Sequence[FeatureChunk],
-    ) -> Workspace:
+    def set_up(cls, store_uri: str, model_path: str, base: str, precision: Literal["bf16", "fp32"]) -> Workspace:
         """Load the base onto this worker's device; the process group must be running."""
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        model = load_model(model_path, dtype).to(device)
-        features = Features(store, chunks)
-        return cls(model, load_processor(model_path), features, base, device, dist.get_rank(), dist.get_world_size())
+        path = Path(model_path)
+        model = load_model(path, dtype).to(device)
+        return cls(Store(store_uri), model, load_processor(path), base, device, dist.get_rank(), dist.get_world_size())
+
+    def use_features(self, chunks: Sequence[FeatureChunk]) -> None:
+        """Map the features of these chunks; what is mapped already stays."""
+        if tuple(chunks) != self._chunks:
+            if self._features is not None:
+                self._features.close()
+            self._features, self._chunks = Features(self.store, chunks), tuple(chunks)
+
+    @property
+    def features(self) -> Features:
+        assert self._features is not None, "use_features comes first"
+        return self._features
 
     @property
     def padding_id(self) -> int:

@@ -1,0 +1,36 @@
+# make sweep: the main job on the embedded demo. make test: all tests. Each sets up .venv first, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# A machine with an NVIDIA GPU keeps the torch that pip finds for it; elsewhere it is the pinned CPU build.
+CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: sweep test check bench clean
+
+sweep: $(INSTALLED)
+	$(BIN)/python jobs/sweep.py $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/training.py $(ARGS)
+
+$(INSTALLED): pyproject.toml constraints.txt requirements-demo.txt
+	@echo "setting up $(VENV) (once; some minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install $(CONSTRAINTS) torch
+	@$(PIP) install $(CONSTRAINTS) -e ".[demo,dev]"
+	@$(PIP) install --no-deps -r requirements-demo.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

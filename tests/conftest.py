@@ -1,0 +1,42 @@
+"""Fixtures that tests of several modules share: a tiny LVLM, the demo LVLM, and groups of processes."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from tiny import Ground, build_tiny, prepare_ground
+
+from vrray.models.loading import resolve_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a random LLaVA with 6 decoder layers; do not write into it."""
+    return build_tiny(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def ground(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """A store with the features of 12 photos, and 24 rows, half of them about a photo."""
+    return prepare_ground(tmp_path_factory.mktemp("ground"), tiny_model)
+
+
+@pytest.fixture(scope="session")
+def smol() -> Path:
+    """The directory of the demo LVLM, built when it is not there yet."""
+    return resolve_model("smol")
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -1,0 +1,256 @@
+"""The artefact store: nothing half-written is ever taken for whole, and what is damaged is found."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vrray.errors import StoreError
+from vrray.store import MARKER, Store, content_key
+
+
+class RemoteStore(Store):
+    """A store that behaves as one on S3 does, over a local folder."""
+
+    @property
+    def is_local(self) -> bool:
+        return False
+
+
+def writing(**contents: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for name, content in contents.items():
+            (folder / f"{name}.txt").write_text(content)
+
+    return write
+
+
+def stored_file(root: Path, key: str, name: str) -> Path:
+    marker = json.loads((root / "kind" / key / MARKER).read_text())
+    return root / "kind" / key / marker["attempt"] / name
+
+
+@pytest.fixture(params=[Store, RemoteStore])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return request.param(tmp_path)
+
+
+def test_what_is_put_is_there(store: Store) -> None:
+    assert not store.has("kind", "k")
+    store.put("kind", "k", writing(a="one", b="two"), {"loss": 0.5})
+    assert store.has("kind", "k")
+    assert store.describe("kind", "k") == {"loss": 0.5}
+    with store.open("kind", "k") as folder:
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "one", "b.txt": "two"}
+    assert store.location("kind", "k") == f"{store.uri}/kind/k"
+
+
+def test_a_complete_artefact_is_left_as_it_is(store: Store) -> None:
+    store.put("kind", "k", writing(a="first"))
+    store.put("kind", "k", lambda _: pytest.fail("written again"))
+    with store.open("kind", "k") as folder:
+        assert (folder / "a.txt").read_text() == "first"
+
+
+def test_without_a_marker_there_is_nothing(store: Store, tmp_path: Path) -> None:
+    store.put("kind", "k", writing(a="one"))
+    (tmp_path / "kind" / "k" / MARKER).unlink()
+    assert not store.has("kind", "k")
+    with pytest.raises(StoreError, match="no complete artefact kind/k"), store.open("kind", "k"):
+        pass
+    with pytest.raises(StoreError, match="no complete artefact kind/k"):
+        store.describe("kind", "k")
+
+
+def test_a_crash_while_writing_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    def crash(folder: Path) -> None:
+        (folder / "a.txt").write_text("half")
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        store.put("kind", "k", crash)
+    assert not store.has("kind", "k")
+    assert list(tmp_path.rglob("*")) == []
+    store.put("kind", "k", writing(a="whole"))
+    with store.open("kind", "k") as folder:
+        assert (folder / "a.txt").read_text() == "whole"
+
+
+def test_a_crash_before_the_marker_leaves_nothing_visible(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise RuntimeError("the node is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write_text", crash)
+        with pytest.raises(RuntimeError, match="the node is gone"):
+            store.put("kind", "k", writing(a="first", b="only in the first"))
+    assert not store.has("kind", "k")
+    with pytest.raises(StoreError, match="no complete artefact"), store.open("kind", "k"):
+        pass
+    store.put("kind", "k", writing(a="second"))
+    with store.open("kind", "k") as folder:
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "second"}
+
+
+def test_a_truncated_file_is_found(store: Store, tmp_path: Path) -> None:
+    store.put("kind", "k", writing(a="0123456789"))
+    stored_file(tmp_path, "k", "a.txt").write_text("01234")
+    with pytest.raises(StoreError, match=r"a\.txt is not what was committed"), store.open("kind", "k"):
+        pass
+
+
+def test_a_lost_file_is_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put("kind", "k", writing(a="0123456789"))
+    stored_file(tmp_path, "k", "a.txt").unlink()
+    with pytest.raises(StoreError, match=r"a\.txt is not what was committed"), store.open("kind", "k"):
+        pass
+
+
+def test_a_download_is_verified_and_removed(tmp_path: Path) -> None:
+    store = RemoteStore(tmp_path)
+    store.put("kind", "k", writing(a="0123456789"))
+    with store.open("kind", "k") as folder:
+        assert tmp_path not in folder.parents
+        assert (folder / "a.txt").read_text() == "0123456789"
+    assert not folder.exists()
+    stored_file(tmp_path, "k", "a.txt").write_text("0123x56789")
+    with pytest.raises(StoreError, match=r"a\.txt is not what was committed"), store.open("kind", "k"):
+        pass
+
+
+def test_a_damaged_marker_says_so(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put("kind", "k", writing(a="one"))
+    (tmp_path / "kind" / "k" / MARKER).write_text("{")
+    with pytest.raises(StoreError, match=rf"{MARKER} is damaged .*; delete it to rebuild"):
+        store.describe("kind", "k")
+
+
+def test_folders_in_an_artefact_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(StoreError, match="kind/k: inner is not a plain file"):
+        store.put("kind", "k", lambda folder: (folder / "inner").mkdir())
+    assert not store.has("kind", "k")
+
+
+def _put_at_once(root: str, writer: str, barrier: threading.Barrier) -> None:
+    def write(folder: Path) -> None:
+        barrier.wait(30)  # both have found nothing and write
+        for name in "abcd":
+            (folder / f"{name}.txt").write_text(writer * 50_000)
+
+    Store(root).put("kind", "k", write, {"writer": writer})
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_two_writers_end_with_one_whole_artefact(tmp_path: Path, kind: str) -> None:
+    if kind == "threads":
+        barrier = threading.Barrier(2)
+        writers = [threading.Thread(target=_put_at_once, args=(str(tmp_path), name, barrier)) for name in "xy"]
+    else:
+        context = multiprocessing.get_context("spawn")
+        gate = context.Barrier(2)
+        writers = [context.Process(target=_put_at_once, args=(str(tmp_path), name, gate)) for name in "xy"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert getattr(writer, "exitcode", 0) == 0
+    store = RemoteStore(tmp_path)  # which verifies the hashes
+    winner = store.describe("kind", "k")["writer"]
+    with store.open("kind", "k") as folder:
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {
+            f"{name}.txt": winner * 50_000 for name in "abcd"
+        }
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", "", "..", "a/.."])
+def test_names_outside_the_store_are_refused(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / "root")
+    for act in (
+        lambda: store.write_text(name, "x"),
+        lambda: store.read_bytes(name),
+        lambda: store.names(name),
+        lambda: store.has("kind", name),
+        lambda: store.put(name, "k", writing(a="x")),
+    ):
+        with pytest.raises(StoreError, match="is not a name inside the store"):
+            act()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plain_files(store: Store) -> None:
+    assert store.names("sweeps/one") == []
+    with pytest.raises(StoreError, match=r"there is no sweeps/one/table\.parquet"):
+        store.read_bytes("sweeps/one/table.parquet")
+    store.write_bytes("sweeps/one/table.parquet", b"old")
+    store.write_bytes("sweeps/one/table.parquet", b"new")
+    store.write_text("sweeps/one/report.md", "ä")
+    assert store.read_bytes("sweeps/one/table.parquet") == b"new"
+    assert store.read_bytes("sweeps/one/report.md") == "ä".encode()
+    assert store.names("sweeps/one") == ["report.md", "table.parquet"]
+
+
+def test_a_plain_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.write_bytes("table", b"old")
+    seen: list[bytes] = []
+    replace = os.replace
+
+    def look_then_replace(source: str, target: str) -> None:
+        # All of the new content is written by now, and the reader still has all of the old.
+        seen.extend([Path(source).read_bytes(), store.read_bytes("table")])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", look_then_replace)
+    store.write_bytes("table", b"new content")
+    assert seen == [b"new content", b"old"]
+    assert store.read_bytes("table") == b"new content"
+
+
+def test_a_store_travels_to_other_processes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put("kind", "k", writing(a="one"))
+    assert pickle.loads(pickle.dumps(store)).has("kind", "k")
+
+
+def test_unusable_storage() -> None:
+    with pytest.raises(StoreError, match=r"storage 'nowhere://x' cannot be used .*; give a local path or a URI"):
+        Store("nowhere://x")
+
+
+def test_keys_do_not_depend_on_the_order_of_names() -> None:
+    assert content_key({"a": 1, "b": {"c": 2, "d": 3}}) == content_key({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+PARTS = {"seed": 0, "layers": [0, 4], "recipe": {"rate": 2e-4}, "start": None}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"seed": "0"},
+        {"layers": [4, 0]},
+        {"layers": [0, 4, 8]},
+        {"recipe": {"rate": 2.1e-4}},
+        {"start": "none"},
+        {"new": 1},
+    ],
+)
+def test_keys_differ_on_any_change(change: dict[str, object]) -> None:
+    assert content_key(PARTS | change) != content_key(PARTS)
+    assert len(content_key(PARTS)) == 20
+
+
+def test_keys_of_what_json_cannot_say_are_refused() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        content_key({"rate": float("nan")})

@@ -1,0 +1,188 @@
+"""A tiny random LVLM with its tokenizer, its images and its rows: the real pipeline in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+from vrray.data.chunks import FeatureChunk, plan_chunks
+from vrray.data.encode import Row, encode_records
+from vrray.data.features import compute_chunks
+from vrray.data.records import Record, Turn
+from vrray.models.loading import base_identity, load_model, load_processor
+from vrray.models.smol import CHAT_TEMPLATE
+from vrray.store import Store
+from vrray.train.workspace import Workspace
+
+DEPTH = 6
+IMAGE_SIDE = 28
+IMAGE_TOKENS = 4
+_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+_COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
+_TEXT = "user assistant What is it? Which colour has the big small circle square in this picture? yes no "
+
+
+def text_config(kind: type[PreTrainedConfig] = LlamaConfig, **changes: Any) -> PreTrainedConfig:
+    """Weights are far larger than a trained model's, so that answers depend on every part of the input."""
+    return kind(
+        **{
+            "num_hidden_layers": DEPTH,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": False,
+        }
+        | changes
+    )
+
+
+def tiny_lvlm(seed: int = 0, text: PreTrainedConfig | None = None) -> LlavaForConditionalGeneration:
+    """LLaVA with a CLIP tower of 2 layers; an image is 4 tokens."""
+    tokenizer = _tokenizer()
+    text = text or text_config()
+    text.vocab_size = len(tokenizer)
+    text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    text.pad_token_id = tokenizer.pad_token_id
+    vision = CLIPVisionConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=IMAGE_SIDE,
+        patch_size=14,
+        projection_dim=16,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        image_seq_length=IMAGE_TOKENS,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+    config.bos_token_id, config.eos_token_id, config.pad_token_id = text.bos_token_id, text.eos_token_id, 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config).eval().requires_grad_(False)
+        for parameter in model.model.multi_modal_projector.parameters():
+            parameter.normal_(0, 0.5)
+        for parameter in model.model.vision_tower.parameters():
+            parameter.normal_(0, 0.3)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
+def build_tiny(folder: Path, seed: int = 0) -> Path:
+    """A model directory as users have it."""
+    tiny_lvlm(seed).save_pretrained(folder)
+    size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    LlavaProcessor(
+        image_processor=LlavaImageProcessorPil(do_pad=False, size={"shortest_edge": IMAGE_SIDE}, crop_size=size),
+        tokenizer=_tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+def draw_photos(folder: Path, count: int) -> list[str]:
+    """Noisy squares of one colour; the names of the files."""
+    generator = np.random.default_rng(5)
+    names = [f"{number}-{colour}.png" for number, colour in zip(range(count), list(_COLOURS) * count, strict=False)]
+    for name in names:
+        colour = _COLOURS[name.removesuffix(".png").split("-")[1]]
+        noise = generator.integers(-25, 25, (IMAGE_SIDE, IMAGE_SIDE, 3))
+        Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(folder / name)
+    return names
+
+
+def tiny_records(photos: Sequence[str], texts: int) -> list[Record]:
+    """A question about each photo, and some without."""
+    seen = [
+        Record(name, name, (Turn("<image>\nWhich colour?", name.removesuffix(".png").split("-")[1]),))
+        for name in photos
+    ]
+    # Lengths differ, so that ranks and micro-batches hold different numbers of supervised tokens.
+    plain = [
+        Record(f"text-{n}", None, (Turn("What is it? " * (1 + n % 3), "a circle " * (1 + n % 4)),))
+        for n in range(texts)
+    ]
+    return seen + plain
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a worker group needs: a store with features, the model, its rows (image rows first)."""
+
+    store: str
+    model: str
+    base: str
+    chunks: tuple[FeatureChunk, ...]
+    photos: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def workspace(self) -> Workspace:
+        """This process's workspace, as a Ray Train worker sets it up."""
+        workspace = Workspace.set_up(self.store, self.model, self.base, "fp32")
+        workspace.use_features(self.chunks)
+        return workspace
+
+
+def prepare_ground(folder: Path, model: Path, photos: int = 12, texts: int = 12) -> Ground:
+    """Draw photos, compute their features with the model's tower, encode rows."""
+    (folder / "photos").mkdir()
+    names = draw_photos(folder / "photos", photos)
+    store, base, roots = Store(folder / "store"), base_identity(model), {"": folder / "photos"}
+    chunks = plan_chunks(names, roots, base, chunk=8)
+    processor, vision = load_processor(model), load_model(model).model.vision_tower
+    compute_chunks(chunks, roots, vision, AutoConfig.from_pretrained(model), processor.image_processor, store)
+    rows = encode_records(tiny_records(names, texts), processor, IMAGE_TOKENS)
+    return Ground(store.uri, str(model), base, tuple(chunks), tuple(names), tuple(rows))
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([_TEXT, " ".join(_COLOURS)] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+    )

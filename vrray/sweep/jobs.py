@@ -1,0 +1,59 @@
+"""The jobs that a sweep leaves at the desk. Light to import: the work itself is imported where it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vrray.data.chunks import FeatureChunk
+from vrray.data.tasks import TaskExamples
+from vrray.sweep.trial import Site, Trial
+from vrray.train.desk import Report
+
+
+@dataclass(frozen=True)
+class FeaturesJob:
+    """Vision features of some chunks, spread over the ranks."""
+
+    key: str
+    chunks: tuple[FeatureChunk, ...]
+    roots: dict[str, Path]
+    model_path: Path
+
+    def run(self, workspace: Any, report: Report) -> None:
+        from vrray.sweep.work import compute_features
+
+        compute_features(workspace, self, report)
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """One trial, all of it; whatever the store holds already is skipped."""
+
+    site: Site
+    trial: Trial
+
+    @property
+    def key(self) -> str:
+        return self.trial.key
+
+    def run(self, workspace: Any, report: Report) -> None:
+        from vrray.sweep.work import run_trial
+
+        run_trial(workspace, self, report)
+
+
+@dataclass(frozen=True)
+class VariantsJob:
+    """Evaluates finished variants (delta key, removed layers) on other examples, one after the other."""
+
+    key: str
+    site: Site
+    variants: tuple[tuple[str, tuple[int, ...]], ...]
+    tasks: tuple[TaskExamples, ...]
+
+    def run(self, workspace: Any, report: Report) -> None:
+        from vrray.sweep.work import evaluate_variants
+
+        evaluate_variants(workspace, self, report)

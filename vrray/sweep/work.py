@@ -1,0 +1,146 @@
+"""What a worker does for each job of a sweep: features; train, rank, prune and evaluate a trial; score variants.
+
+Everything finished goes into the store under its key and is found there by a repeated or resumed sweep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+from transformers import AutoConfig
+
+from vrray.data.encode import KIND as ROWS
+from vrray.data.encode import Row, read_rows
+from vrray.data.features import compute_chunks
+from vrray.data.tasks import TaskExamples
+from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, rank_layers, summarise, write_records
+from vrray.pruning import pruned
+from vrray.region import Region
+from vrray.sweep.jobs import FeaturesJob, TrialJob, VariantsJob
+from vrray.sweep.trial import DELTA, EVALUATION, SCORES, Site, Trial, evaluation_key, plans_of, scores_key
+from vrray.train.desk import Report
+from vrray.train.loop import Trained, Training, train
+from vrray.train.workspace import Workspace
+from vrray.variant import Delta, applied
+
+REPORT_EVERY = 5
+
+
+def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> None:
+    vision = workspace.model.model.vision_tower
+    config = AutoConfig.from_pretrained(job.model_path)
+    images = workspace.processor.image_processor
+    for place in range(workspace.rank, len(job.chunks), workspace.world):
+        compute_chunks(job.chunks[place : place + 1], job.roots, vision, config, images, workspace.store)
+    dist.barrier()
+
+
+def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
+    """Train once, rank the layers, then prune and evaluate many times."""
+    site, trial, store = job.site, job.trial, workspace.store
+    workspace.use_features(site.chunks)
+    if not store.has(DELTA, trial.key):
+        _train(workspace, site, trial, report)
+    with _delta_applied(workspace, trial.key):
+        if trial.counts != (0,):
+            _ensure_scores(workspace, site, trial)
+        plans = plans_of(store, site, trial)
+        assert plans is not None
+        for plan in plans:
+            _evaluate_plan(workspace, trial.key, trial.region, plan, site.select, blind=False)
+            report({"evaluated": len(plan)})
+        _evaluate_plan(workspace, trial.key, trial.region, (), site.select, blind=True)
+
+
+def evaluate_variants(workspace: Workspace, job: VariantsJob, report: Report) -> None:
+    workspace.use_features(job.site.chunks)
+    for key, removed in job.variants:
+        with _delta_applied(workspace, key) as region:
+            _evaluate_plan(workspace, key, region, removed, job.tasks, blind=False)
+        report({"evaluated": len(removed)})
+
+
+def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
+    training = Training(
+        _read_rows(workspace, trial.rows),
+        trial.region,
+        trial.recipe,
+        trial.seed,
+        site.micro_batch,
+        site.resident,
+        site.activation_checkpointing,
+    )
+    with _delta_applied(workspace, trial.start):
+        trained = train(workspace, training, report, REPORT_EVERY)
+    if workspace.rank == 0:
+        info = {**trained.metrics, "losses": trained.losses, "world": workspace.world}
+        workspace.store.put(DELTA, trial.key, _delta(trained, trial, site.base).save, info)
+    dist.barrier()
+
+
+def _delta(trained: Trained, trial: Trial, base: str) -> Delta:
+    recipe = trial.recipe
+    if recipe.mode == "lora" and len(trial.region):
+        return Delta(trained.tensors, trial.region, base, "lora", recipe.lora_rank, recipe.lora_alpha)
+    return Delta(trained.tensors, trial.region, base, "full")
+
+
+@contextmanager
+def _delta_applied(workspace: Workspace, key: str | None) -> Iterator[Region]:
+    """The base with a delta of the store set on it; the base alone where there is no key."""
+    if key is None:
+        yield Region.none(1)
+        return
+    with workspace.store.open(DELTA, key) as folder:
+        delta = Delta.load(folder)
+        with applied(workspace.model, delta, workspace.base):
+            yield delta.region
+
+
+def _ensure_scores(workspace: Workspace, site: Site, trial: Trial) -> None:
+    key = scores_key(trial.key, site.calibration_key, site.calibration)
+    if workspace.store.has(SCORES, key):
+        return
+    rows = _read_rows(workspace, site.calibration_key)[: site.calibration]
+    scores = rank_layers(workspace, [(row.prompt, row.image) for row in rows]).to_json()
+
+    def write(folder: Path) -> None:
+        (folder / "scores.json").write_text(json.dumps(scores, indent=1))
+
+    if workspace.rank == 0:
+        workspace.store.put(SCORES, key, write, scores)
+    dist.barrier()
+
+
+def _evaluate_plan(
+    workspace: Workspace,
+    delta: str,
+    region: Region,
+    removed: tuple[int, ...],
+    tasks: Sequence[TaskExamples],
+    *,
+    blind: bool,
+) -> None:
+    key = evaluation_key(delta, removed, tasks, blind)
+    if workspace.store.has(EVALUATION, key):
+        return
+    with pruned(workspace.model, removed, region):
+        records = evaluate_tasks(workspace, tasks, blind=blind)
+        info = {
+            **summarise(records, tasks),
+            "removed": list(removed),
+            "parameters": sum(parameter.numel() for parameter in workspace.model.parameters()),
+            "latency_ms_per_token": None if blind else latency_ms_per_token(workspace),
+        }
+    if workspace.rank == 0:
+        workspace.store.put(EVALUATION, key, lambda folder: write_records(folder, records), info)
+    dist.barrier()
+
+
+def _read_rows(workspace: Workspace, key: str) -> list[Row]:
+    with workspace.store.open(ROWS, key) as folder:
+        return read_rows(folder)

@@ -1,0 +1,64 @@
+"""Worker groups that outlive a trial: Ray Train workers that set up once and then serve one job after another.
+
+Starting a group (processes, imports, the base, DeepSpeed) takes longer than a small training, so a sweep starts its
+groups once. Jobs go through a `Desk`, an actor without a CPU: whoever submits a job follows its reports there, and
+the groups fetch jobs from it as they become free. A job that fails ends its group's Ray Train run; the group is then
+started anew, so nothing of the failure reaches the next job.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+
+from vrray.specs import SweepSpec
+from vrray.train.desk import Desk, Setup, serve
+from vrray.train.launch import failure_reason, make_trainer
+
+
+class WorkerGroups:
+    """Groups of a sweep as a context manager: started on entering, ended and joined on leaving."""
+
+    def __init__(self, spec: SweepSpec, setup: Setup, *, count: int, gpu: bool):
+        self._spec, self._setup, self._gpu = spec, setup, gpu
+        self.desk = ray.remote(num_cpus=0)(Desk).remote()
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._keep_serving, name=f"vrray-group-{index}", daemon=True)
+            for index in range(count)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        if error is None:
+            ray.get(self.desk.close.remote())
+            for thread in self._threads:
+                thread.join(timeout=60)
+        ray.kill(self.desk)
+
+    def _keep_serving(self) -> None:
+        while not self._closing:
+            group = uuid.uuid4().hex[:8]
+            reason = "the worker group ended"
+            try:
+                self._trainer(group).fit()
+            except Exception as error:
+                reason = failure_reason(error)
+            if not self._closing:
+                ray.get(self.desk.group_failed.remote(group, reason))
+
+    def _trainer(self, group: str) -> Any:
+        config = {"setup": self._setup, "desk": self.desk, "group": group}
+        storage = f"{self._setup.store_uri.rstrip('/')}/ray"
+        return make_trainer(serve, config, self._spec, gpu=self._gpu, name=f"group-{group}", storage=storage)
