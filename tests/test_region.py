@@ -1,6 +1,7 @@
 """Regions and placements: sizes and spacing for every depth and count, the published lists, every refusal."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -65,7 +66,7 @@ def test_blocks_rise_from_the_first_layer_to_the_last_and_overlap_only_when_they
         assert starts == [j * (depth - k) // 3 for j in range(4)]
         assert starts[0] == 0 and starts[-1] + k == depth
         if 4 * k <= depth:
-            assert all(after - before >= k for before, after in zip(starts, starts[1:], strict=False))
+            assert all(after - before >= k for before, after in itertools.pairwise(starts))
 
 
 def test_hybrid_is_bottom_and_top_with_the_odd_layer_below():

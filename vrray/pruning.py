@@ -51,20 +51,21 @@ def remove_layers(model: nn.Module, layers: Sequence[int], region: Region) -> No
         PruningError: a layer lies in the region or is not there.
     """
     _check(layers, region)
+    kept = [index for index in range(region.depth) if index not in set(layers)]
     current = decoder_layers(model)
-    _install(model, [layer for index, layer in enumerate(current) if index not in set(layers)], region.depth, layers)
+    kinds = [kind and [kind[index] for index in kept] for kind in _layer_types(model)]
+    _install(model, [current[index] for index in kept], kinds)
 
 
 @contextmanager
 def pruned(model: nn.Module, layers: Sequence[int], region: Region) -> Iterator[None]:
     """`remove_layers` for a while: the base's layers, numbers and config come back on leaving."""
-    _check(layers, region)
-    whole = list(decoder_layers(model))
-    _install(model, [layer for index, layer in enumerate(whole) if index not in set(layers)], region.depth, layers)
+    whole, kinds = list(decoder_layers(model)), _layer_types(model)
+    remove_layers(model, layers, region)
     try:
         yield
     finally:
-        _install(model, whole, region.depth, ())
+        _install(model, whole, kinds)
 
 
 def _check(layers: Sequence[int], region: Region) -> None:
@@ -76,25 +77,23 @@ def _check(layers: Sequence[int], region: Region) -> None:
         raise PruningError(f"layers {list(layers)} are not distinct layers of 0..{region.depth - 1}")
 
 
-def _install(model: nn.Module, layers: list[nn.Module], depth: int, removed: Sequence[int]) -> None:
+def _install(model: nn.Module, layers: list[nn.Module], kinds: list[list[str] | None]) -> None:
     parent, _, name = LAYERS.rpartition(".")
-    decoder = model.get_submodule(parent)
-    setattr(decoder, name, nn.ModuleList(layers))
+    setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
     for index, layer in enumerate(layers):
         layer.self_attn.layer_idx = index  # type: ignore[union-attr]
-    for config in _text_configs(model, decoder):
+    for config, kind in zip(_text_configs(model), kinds, strict=True):
         config.num_hidden_layers = len(layers)
-        _slice_layer_types(config, depth, removed)
+        if kind:
+            config.layer_types = kind
 
 
-def _text_configs(model: nn.Module, decoder: nn.Module) -> list[Any]:
+def _layer_types(model: nn.Module) -> list[list[str] | None]:
+    """The kind of each layer as each config lists them; None where the family has one kind only."""
+    return [getattr(config, "layer_types", None) for config in _text_configs(model)]
+
+
+def _text_configs(model: nn.Module) -> list[Any]:
+    decoder = model.get_submodule(LAYERS.rpartition(".")[0])
     configs: list[Any] = [model.config.text_config, decoder.config]  # type: ignore[union-attr]
     return configs if configs[0] is not configs[1] else configs[:1]
-
-
-def _slice_layer_types(config: Any, depth: int, removed: Sequence[int]) -> None:
-    whole = getattr(config, "_vrray_layer_types", None) or getattr(config, "layer_types", None)
-    if not whole or len(whole) != depth:
-        return
-    config._vrray_layer_types = list(whole)
-    config.layer_types = [kind for index, kind in enumerate(whole) if index not in set(removed)]

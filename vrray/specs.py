@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from vrray.errors import SpecError
 
@@ -60,17 +60,17 @@ SMOL_RECIPE = Recipe(
     mode="full",
     learning_rate=3e-4,
     projector_learning_rate=1e-3,
-    global_batch=8,
-    max_steps=80,
+    global_batch=16,
+    max_steps=16,
     warmup_ratio=0.1,
 )
 RECIPES = {"smol": SMOL_RECIPE}
 QUICK: dict[str, Any] = {
     "placements": ["all", "uniform"],
     "prune": [0, 2],
-    "examples": 48,
-    "max_steps": 20,
-    "projector_steps": 20,
+    "examples": 32,
+    "max_steps": 10,
+    "projector_steps": 40,
 }
 
 
@@ -90,18 +90,22 @@ class SweepSpec(Frozen):
         [0, 1, 2, 3, 4], min_length=1, description="layers removed outside the region: counts or fractions of the depth"
     )
     tasks: list[str] = Field(
-        ["easy-vqa", "easy-vqa-yesno", "capitals", "continents"], min_length=1, description="evaluation tasks"
+        ["easy-vqa", "capitals"],
+        min_length=1,
+        description="evaluation tasks: easy-vqa, easy-vqa-yesno, capitals, continents",
     )
-    examples: int = Field(96, ge=8, description="examples of each task and split")
+    examples: int = Field(48, ge=8, description="examples of each task and split")
     calibration: int = Field(48, ge=2, description="training rows that rank the layers for pruning")
     mode: Literal["full", "lora"] | None = Field(None, description="train full parameters or LoRA [the model's recipe]")
-    learning_rates: list[float] | None = Field(None, description="learning rates of the region [the model's recipe]")
+    learning_rates: list[PositiveFloat] | None = Field(
+        None, description="learning rates of the region [the model's recipe]"
+    )
     projector_learning_rate: float | None = Field(None, gt=0, description="its own rate [the model's recipe]")
     global_batch: int | None = Field(None, ge=1, description="rows a step over all workers [the model's recipe]")
     micro_batch: int = Field(8, ge=1, description="rows a worker takes at once; the rest of its share accumulates")
     epochs: float | None = Field(None, gt=0, description="passes over the data [the model's recipe]")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs [the model's recipe]")
-    projector_steps: int = Field(60, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
+    projector_steps: int = Field(56, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32"
     )
@@ -123,7 +127,10 @@ class SweepSpec(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _apply_quick(cls, options: Any) -> Any:
-        return {**QUICK, **options} if isinstance(options, dict) and options.get("quick") else options
+        if not isinstance(options, dict) or not options.get("quick"):
+            return options
+        left_out = {"max_steps"} if options.get("epochs") is not None else set()  # either says how long to train
+        return {**{name: value for name, value in QUICK.items() if name not in left_out}, **options}
 
     @field_validator("layers", "prune", mode="before")
     @classmethod
@@ -136,7 +143,7 @@ class SweepSpec(Frozen):
     @classmethod
     def _check_prune(cls, values: list[int | float]) -> list[int | float]:
         for value in values:
-            if value < 0 or (isinstance(value, float) and value >= 1):
+            if not value >= 0 or (isinstance(value, float) and value >= 1):  # not: nan is refused too
                 raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a fraction below 1")
         return values
 

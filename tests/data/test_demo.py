@@ -236,7 +236,7 @@ def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: 
 
 
 def test_wrong_arguments(data: DemoData) -> None:
-    with pytest.raises(DataError, match="'mmlu', 'test'; use one of easy-vqa, .* with one of select, test"):
+    with pytest.raises(DataError, match=r"'mmlu', 'test'; use one of easy-vqa, .* with one of select, test"):
         data.examples("mmlu", "test")
     with pytest.raises(DataError, match="'easy-vqa', 'train'"):
         data.floor("easy-vqa", "train")  # type: ignore[arg-type]

@@ -26,7 +26,20 @@ def test_best_comes_first(sweep_table):
 
 def test_line_holds_the_numbers(sweep_table):
     line = _line(format_leaderboard(sweep_table), "uniform-8-prune3")
-    assert line.split() == ["=", "uniform-8-prune3", "0.894", "±0.020", "96.0", "0.597", "102.1", "8", "6,14,22", "244.0", "19.2", "6m36s"]
+    assert line.split() == [
+        "=",
+        "uniform-8-prune3",
+        "0.894",
+        "±0.020",
+        "96.0",
+        "0.597",
+        "102.1",
+        "8",
+        "6,14,22",
+        "244.0",
+        "19.2",
+        "6m36s",
+    ]
 
 
 def test_overlap_with_the_best_is_marked_and_explained(sweep_table):

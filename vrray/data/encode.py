@@ -119,7 +119,8 @@ def _plain(record: Record, processor: Any) -> tuple[list[int], list[bool]]:
 
 def _parts(text: str) -> list[dict[str, str]]:
     images = [{"type": "image"}] * text.count("<image>")
-    return [*images, {"type": "text", "text": _IMAGE.sub("", text)}]
+    words = _IMAGE.sub("\n", text).strip("\n") if images else text
+    return [*images, {"type": "text", "text": words}]
 
 
 def _expand(ids: list[int], mask: list[bool], image_id: int, image_tokens: int) -> tuple[list[int], list[bool]]:

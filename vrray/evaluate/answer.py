@@ -13,7 +13,7 @@ from vrray.data.encode import encode_prompt
 from vrray.data.tasks import Example
 from vrray.train.workspace import Workspace
 
-MAX_NEW_TOKENS = 8
+MAX_NEW_TOKENS = 6
 
 
 @torch.inference_mode()

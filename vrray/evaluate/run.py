@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
+from transformers.generation.streamers import BaseStreamer
 
 from vrray.data.tasks import TaskExamples
 from vrray.evaluate.answer import calibration_batches, choose_options, generate_answers
@@ -21,7 +23,6 @@ from vrray.scores import AngularDistance, LayerScores
 from vrray.train.workspace import Workspace
 
 _LATENCY_TOKENS = 12
-_LATENCY_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -73,33 +74,40 @@ def rank_layers(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], str
 
 @torch.inference_mode()
 def latency_ms_per_token(workspace: Workspace, prompt: str = "What is in the picture?") -> float:
-    """Milliseconds for one further token of a greedy answer with a cache, batch 1, median; other ranks wait."""
+    """Milliseconds for one further token of a greedy answer with a cache, batch 1: the median; other ranks wait."""
     dist.barrier()
-    measured = 0.0
+    clock = _TokenClock()
     if workspace.rank == 0:
         ids = workspace.processor.tokenizer(prompt, return_tensors="pt")["input_ids"].to(workspace.device)
-        short, long = (_seconds(workspace, ids, tokens) for tokens in (1, _LATENCY_TOKENS + 1))
-        measured = max(0.0, (long - short) / _LATENCY_TOKENS * 1e3)
-    dist.barrier()
-    return measured
-
-
-def _seconds(workspace: Workspace, ids: torch.Tensor, tokens: int) -> float:
-    seconds = []
-    for _ in range(_LATENCY_REPEATS + 1):
-        began = time.perf_counter()
         workspace.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
+            max_new_tokens=_LATENCY_TOKENS,
+            min_new_tokens=_LATENCY_TOKENS,
             do_sample=False,
             pad_token_id=workspace.padding_id,
+            streamer=clock,
         )
-        if workspace.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+    dist.barrier()
+    return clock.median_ms()
+
+
+class _TokenClock(BaseStreamer):
+    """Notes when each token is there."""
+
+    def __init__(self) -> None:
+        self._times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self._times.append(time.perf_counter())  # the token is on the CPU by now, so a GPU has finished it
+
+    def end(self) -> None:
+        pass
+
+    def median_ms(self) -> float:
+        # The prompt comes first, then a token that took the prefill and warmed up.
+        steps = [later - earlier for earlier, later in pairwise(self._times[2:])]
+        return statistics.median(steps) * 1e3 if steps else 0.0
 
 
 def write_records(folder: Path, records: Sequence[Answered]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
@@ -61,17 +62,31 @@ def resolve_model(model: str) -> Path:
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model of a directory in evaluation mode, on the CPU, with nothing set to train."""
+    """The model of a directory in evaluation mode, on the CPU, with nothing set to train.
+
+    Raises:
+        ModelError: its files cannot be read, or a weight is missing (transformers alone would make one up).
+    """
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
+        model, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be loaded: {error}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError(f"{path} lacks {len(missing)} weights, such as {missing[0]}; copy or convert it again")
     return model.eval().requires_grad_(False)
 
 
 def load_processor(path: Path) -> Any:
-    """The processor (tokenizer, image processor, chat template) of a model directory."""
-    processor = AutoProcessor.from_pretrained(path)
+    """The processor (tokenizer, image processor, chat template) of a model directory.
+
+    Raises:
+        ModelError: a part of it is missing.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} has no usable processor: {error}") from error
     if not processor.chat_template:
         raise ModelError(f"{path} has no chat template; add a chat_template.jinja")
     return processor

@@ -28,7 +28,7 @@ from vrray.sweep.trial import Site, Trial, trial_key
 from vrray.train.memory import MemoryEstimate, choose_residency, estimate_memory
 
 PROJECTOR_LEARNING_RATE = 5e-4  # PAPER, recipe of stage 1
-SMOL_PROJECTOR_LEARNING_RATE = 5e-3
+SMOL_PROJECTOR_LEARNING_RATE = 1e-2
 _DEMO_PREFIX = "demo"
 
 
@@ -158,7 +158,8 @@ def _records(spec: SweepSpec, demo: DemoData, recipe: Recipe) -> tuple[list[Reco
         roots = {"": Path(spec.images).expanduser(), _DEMO_PREFIX: demo.image_root}
     if recipe.max_steps is not None:
         records = records[: recipe.max_steps * recipe.global_batch]
-    return records, captions[: spec.projector_steps * recipe.global_batch], roots
+    # Stage 1 passes over its captions twice.
+    return records, captions[: max(1, spec.projector_steps * recipe.global_batch // 2)], roots
 
 
 def _encode(

@@ -26,7 +26,7 @@ from vrray.region import Region
 from vrray.specs import Recipe
 from vrray.train.engine import deepspeed_config, full_gradients, gather_weights, started_engine
 from vrray.train.trainable import Trainable, choose_trainable, delta_name, frozen_as_buffers
-from vrray.train.workspace import Workspace, peak_mib
+from vrray.train.workspace import Workspace, forget_peak, peak_mib
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ def train(
     share = recipe.global_batch // world
     micro_batch = next(size for size in range(min(training.micro_batch, share), 0, -1) if share % size == 0)
     steps = recipe.steps(len(training.rows))
+    forget_peak(workspace.device)
     torch.manual_seed(training.seed * 1_000 + workspace.rank)  # dropout differs between ranks
     with choose_trainable(workspace.model, training.region, recipe) as trainable:
         _say_what_trains(workspace, training, trainable)

@@ -1,0 +1,193 @@
+"""Real sweeps on real Ray: in this process, on a head node, as a submitted job; interrupted, repeated, failing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vrray
+from tests.cluster.commands import OPTIONS, ROOT, flags, sweep_command
+from vrray.errors import ClusterError
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def interrupted(storage: Path) -> tuple[int, str, float]:
+    """A sweep that got Ctrl-C in its first trial: exit status, output, when its projector was committed."""
+    process = subprocess.Popen(
+        sweep_command(storage), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("trials: about"):
+            process.send_signal(signal.SIGINT)
+    status = process.wait(timeout=120)
+    (marker,) = storage.glob("delta/*/COMMITTED.json")
+    return status, "".join(lines), marker.stat().st_mtime
+
+
+@pytest.fixture(scope="module")
+def sweep(storage: Path, interrupted: tuple[int, str, float]) -> vrray.Sweep:
+    return vrray.tune_layers(**OPTIONS, storage=str(storage))
+
+
+def test_interrupt_ends_cleanly_and_keeps_finished_work(
+    interrupted: tuple[int, str, float], sweep: vrray.Sweep, storage: Path
+) -> None:
+    status, output, committed = interrupted
+    assert status == 130
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output
+    times = sorted(marker.stat().st_mtime for marker in storage.glob("delta/*/COMMITTED.json"))
+    assert times[0] == committed and len(times) == 3
+
+
+def test_table_has_a_row_a_variant(sweep: vrray.Sweep) -> None:
+    rows = {row["variant"]: row for row in sweep.table.to_pylist()}
+    assert set(rows) == {"uniform-2", "uniform-2-prune1", "top-2", "top-2-prune1", "untuned"}
+    for row in rows.values():
+        assert row["status"] == "complete"
+        assert 0 <= row["score_visual_low"] <= row["score_visual"] <= row["score_visual_high"] <= 1
+        assert 0 <= row["score_easy-vqa"] <= 1 and 0 <= row["blind_visual"] <= 1
+        assert row["latency_ms_per_token"] > 0 and row["peak_mib"] > 0 and row["train_seconds"] > 0
+        assert row["retention_visual"] is None  # no all-layer tuning in this sweep
+    pruned = rows["top-2-prune1"]
+    assert len(pruned["removed_layers"]) == 1 and not set(pruned["removed_layers"]) & set(pruned["tuned_layers"])
+    assert pruned["parameters"] < rows["top-2"]["parameters"]
+    assert pruned["key"] == rows["top-2"]["key"]
+    assert rows["untuned"]["test_score_visual"] is not None
+    assert rows[sweep.best()["variant"]]["test_score_visual"] is not None
+
+
+def test_a_delta_holds_what_trained_and_nothing_else(sweep: vrray.Sweep, storage: Path) -> None:
+    row = next(row for row in sweep.table.to_pylist() if row["variant"] == "top-2")
+    (file,) = (storage / "delta" / row["key"]).glob("*/delta.safetensors")
+    names = {re.sub(r"\.(\d+)\..*", r".\1", name) for name in load_file(file) if ".layers." in name}
+    assert names == {f"model.language_model.layers.{index}" for index in row["tuned_layers"]}
+    assert all(".layers." in name or "multi_modal_projector" in name for name in load_file(file))
+    assert sum(tensor.numel() for tensor in load_file(file).values()) == row["trained_parameters"]
+
+
+def test_tune_checkpoints_point_at_deltas(sweep: vrray.Sweep, storage: Path) -> None:
+    pointers = [json.loads(path.read_text())["delta"] for path in storage.glob("ray/*/*/checkpoint_*/artefact.json")]
+    keys = {row["key"] for row in sweep.table.to_pylist() if row["variant"] != "untuned"}
+    assert {Path(pointer).name for pointer in pointers} == keys
+
+
+def test_a_loaded_variant_generates(sweep: vrray.Sweep) -> None:
+    model, processor = sweep.load("uniform-2-prune1")
+    assert len(model.model.language_model.layers) == 29
+    ids = processor.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    cached, plain = (
+        model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, use_cache=use, pad_token_id=0)
+        for use in (True, False)
+    )
+    assert torch.equal(cached, plain)
+
+
+def test_report_and_figures_are_written(sweep: vrray.Sweep, tmp_path: Path) -> None:
+    report = sweep.report(tmp_path / "report.md").read_text()
+    assert "uniform-2-prune1" in report
+    figures = re.findall(r"\((figures/[^)]+\.png)\)", report)
+    assert len(figures) == 3 and all((tmp_path / figure).stat().st_size > 5_000 for figure in figures)
+
+
+def test_a_repeated_sweep_starts_no_worker(sweep: vrray.Sweep, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a complete sweep must not start worker groups")
+
+    monkeypatch.setattr("vrray.sweep.run.WorkerGroups", refuse)
+    again = vrray.tune_layers(**OPTIONS, storage=str(storage))
+    assert again.table.equals(sweep.table)
+
+
+def test_a_failing_trial_is_marked_and_the_next_one_runs(sweep: vrray.Sweep, storage: Path) -> None:
+    options = {**OPTIONS, "placements": ["bottom"], "learning_rates": [1e30, 1e-4], "prune": [0], "name": "failing"}
+    table = vrray.tune_layers(**options, storage=str(storage)).table
+    status = {row["learning_rate"]: row["status"] for row in table.to_pylist() if row["placement"] == "bottom"}
+    assert status[1e-4] == "complete"
+    assert re.fullmatch(r"failed: .*the loss became (nan|inf).*lower the learning rate.*", status[1e30])
+
+
+def test_optuna_and_asha_use_what_the_store_has(sweep: vrray.Sweep, storage: Path) -> None:
+    options = {**OPTIONS, "search": "optuna", "trials": 2, "scheduler": "asha", "name": "optuna"}
+    table = vrray.tune_layers(**options, storage=str(storage)).table
+    keys = {row["key"] for row in sweep.table.to_pylist()}
+    assert {row["key"] for row in table.to_pylist()} <= keys
+    assert any(row["placement"] != "none" for row in table.to_pylist())
+
+
+def test_a_cluster_that_is_too_small_is_refused_with_figures(tmp_path: Path) -> None:
+    import ray
+
+    ray.init(num_cpus=1, log_to_driver=False)
+    try:
+        with pytest.raises(ClusterError, match=r"needs 2 workers .*has 1 CPUs .*--workers"):
+            vrray.tune_layers(**OPTIONS, storage=str(tmp_path))
+    finally:
+        ray.shutdown()
+
+
+def test_on_a_started_head_node_by_address(sweep: vrray.Sweep, storage: Path, cluster: dict[str, str]) -> None:
+    command = sweep_command(storage, prune=[0, 1, 2], placements=["top"], name="by-address")
+    ran = subprocess.run(
+        command, cwd=ROOT, env={**cluster, "RAY_ADDRESS": "auto"}, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "1 complete" not in ran.stdout and "0 to train" in ran.stdout
+    table = pq.read_table(storage / "sweeps" / "by-address" / "table.parquet").to_pylist()
+    removed = {row["variant"]: row["removed_layers"] for row in table}
+    assert set(removed["top-2-prune1"]) < set(removed["top-2-prune2"])
+
+
+def test_as_a_submitted_job_with_token_authentication(
+    sweep: vrray.Sweep, storage: Path, cluster: dict[str, str]
+) -> None:
+    ray = str(Path(sys.executable).with_name("ray"))
+    options = {**OPTIONS, "storage": str(storage), "placements": ["bottom"], "prune": [0], "name": "submitted"}
+    submit = [ray, "job", "submit", "--address", cluster["JOBS"], "--working-dir", "."]
+    environment = {name: value for name, value in cluster.items() if name != "RAY_ADDRESS"}
+    ran = subprocess.run(
+        [*submit, "--", sys.executable, "jobs/sweep.py", *flags(options)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=420,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "succeeded" in ran.stdout
+    variants = pq.read_table(storage / "sweeps" / "submitted" / "table.parquet")["variant"].to_pylist()
+    assert set(variants) == {"bottom-2", "untuned"}
+    refused = subprocess.run(
+        [*submit[:3], "--address", cluster["JOBS"], "--", "true"],
+        env={**environment, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode != 0
+
+
+def test_no_ray_process_is_left() -> None:
+    """Runs last in this file: whatever the tests started has ended."""
+    for _ in range(20):
+        listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+        left = [line for line in listing.splitlines() if "raylet/raylet" in line or "gcs_server" in line]
+        if not left:
+            return
+        time.sleep(0.5)
+    assert not left, f"pid {os.getpid()}: {left}"

@@ -1,0 +1,101 @@
+"""Batches: an order that workers and micro-batches do not change, fair shares, and what the model is fed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vrray.data.batches import collate, global_batches, rank_share
+from vrray.data.encode import Row
+
+
+def order(rows: int, batch: int, steps: int, seed: int = 0) -> list[int]:
+    batches = list(global_batches(rows, batch, steps, seed))
+    assert [len(part) for part in batches] == [batch] * steps
+    return [row for part in batches for row in part]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 6, 12, 20, 60])
+def test_the_order_does_not_depend_on_the_size_of_a_batch(batch: int) -> None:
+    assert order(20, batch, 60 // batch) == order(20, 1, 60)
+
+
+def test_every_epoch_is_a_permutation_of_its_own() -> None:
+    rows = order(20, 6, 10)
+    epochs = [rows[start : start + 20] for start in range(0, 60, 20)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, list(range(20))]}) == 4
+
+
+def test_the_order_depends_on_the_seed_only() -> None:
+    assert order(20, 5, 8, seed=3) == order(20, 5, 8, seed=3)
+    assert order(20, 5, 8, seed=3) != order(20, 5, 8, seed=4)
+
+
+def test_fewer_rows_than_a_batch() -> None:
+    (batch,) = global_batches(3, 8, 1, 0)
+    assert [sorted(batch[:3]), sorted(batch[3:6])] == [[0, 1, 2]] * 2
+    assert len(batch) == 8
+
+
+LENGTHS = [3, 50, 7, 7, 21, 9, 30, 4, 12, 18, 5, 40]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
+def test_shares_are_disjoint_equal_and_cover_the_batch(world: int) -> None:
+    batch = [11, 2, 5, 0, 9, 1, 8, 3, 10, 4, 6, 7]
+    shares = [rank_share(batch, LENGTHS, rank, world) for rank in range(world)]
+    assert {len(share) for share in shares} == {12 // world}
+    assert sorted(row for share in shares for row in share) == sorted(batch)
+
+
+def test_shares_carry_about_the_same_tokens() -> None:
+    tokens = [sum(LENGTHS[row] for row in rank_share(range(12), LENGTHS, rank, 2)) for rank in range(2)]
+    assert abs(tokens[0] - tokens[1]) <= 12  # dealing the sorted rows out in turn would give 117 and 89
+
+
+def test_a_row_that_is_twice_in_a_batch_is_trained_twice() -> None:
+    shares = [rank_share([1, 1, 0, 2], LENGTHS, rank, 2) for rank in range(2)]
+    assert sorted(row for share in shares for row in share) == [0, 1, 1, 2]
+
+
+class FewFeatures(dict[str, torch.Tensor]):
+    shape = (2, 3)
+
+
+FEATURES: Any = FewFeatures(a=torch.full((2, 3), 1.0).half(), b=torch.full((2, 3), 2.0).half())
+SEEN = Row("seen", (9, 9, 5, 6, 7, 2), (False, False, False, True, False, True), "b")
+TEXT = Row("text", (1, 4, 8), (False, True, True), None)
+OTHER = Row("other", (9, 9, 3, 2), (False, False, True, True), "a")
+
+
+def test_collate_by_hand() -> None:
+    batch = collate([SEEN, TEXT, OTHER], FEATURES, 0, torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[9, 9, 5, 6, 7, 2], [1, 4, 8, 0, 0, 0], [9, 9, 3, 2, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1] * 6, [1] * 3 + [0] * 3, [1] * 4 + [0] * 2]
+    # The position before a supervised token predicts it: rows start at 0, 6 and 12.
+    assert batch.positions.tolist() == [2, 4, 6, 7, 13, 14]
+    assert batch.targets.tolist() == [6, 2, 4, 8, 3, 2]
+    assert batch.features[:, 0, 0].tolist() == [2.0, 1.0]
+    assert batch.features.shape == (2, 2, 3)
+
+
+def test_padding_is_told_by_length_not_by_id() -> None:
+    batch = collate([SEEN, TEXT], FEATURES, 2, torch.device("cpu"))
+    assert batch.attention_mask.sum(1).tolist() == [6, 3]
+    assert batch.input_ids[1].tolist() == [1, 4, 8, 2, 2, 2]
+    assert batch.targets.tolist() == [6, 2, 4, 8]
+
+
+def test_text_rows_alone_keep_the_shape_of_features() -> None:
+    batch = collate([TEXT], FEATURES, 0, torch.device("cpu"))
+    assert batch.features.shape == (0, 2, 3)
+
+
+def test_a_first_token_cannot_be_predicted() -> None:
+    row = Row("caption", (5, 6), (True, True), None)
+    batch = collate([row], FEATURES, 0, torch.device("cpu"))
+    assert (batch.positions.tolist(), batch.targets.tolist()) == ([0], [6])
+    assert row.supervised_tokens == 1

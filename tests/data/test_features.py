@@ -1,0 +1,152 @@
+"""Image features: keyed by content, computed once, equal to what the live tower gives the projector."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny import Ground, draw_photos
+from transformers import AutoConfig
+
+from vrray.data.chunks import FeatureChunk, plan_chunks
+from vrray.data.features import Features, compute_chunks, tower_features
+from vrray.errors import DataError, StoreError
+from vrray.models.loading import load_model, load_processor
+from vrray.store import Store
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    (tmp_path / "photos").mkdir()
+    draw_photos(tmp_path / "photos", 6)
+    return tmp_path / "photos"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    return load_model(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def images(tiny_model: Path) -> Any:
+    return load_processor(tiny_model).image_processor
+
+
+def keys(chunks: list[FeatureChunk]) -> list[str]:
+    return [chunk.key for chunk in chunks]
+
+
+def compute(chunks: list[FeatureChunk], roots: dict[str, Path], model: Any, images: Any, store: Store) -> None:
+    compute_chunks(chunks, roots, model.model.vision_tower, model.config, images, store)
+
+
+def names(photos: Path) -> list[str]:
+    return sorted(path.name for path in photos.iterdir())
+
+
+def test_chunks_hold_every_image_once(photos: Path) -> None:
+    chunks = plan_chunks(names(photos) * 2, {"": photos}, "base", chunk=4)
+    assert [len(chunk.images) for chunk in chunks] == [4, 2]
+    assert [name for chunk in chunks for name in chunk.images] == names(photos)
+
+
+def test_keys_depend_on_contents_not_on_where_they_lie(photos: Path, tmp_path: Path) -> None:
+    before = keys(plan_chunks(names(photos), {"": photos}, "base", chunk=4))
+    moved = shutil.copytree(photos, tmp_path / "elsewhere")
+    assert keys(plan_chunks(names(photos)[::-1], {"": moved}, "base", chunk=4)) == before
+    Image.new("RGB", (28, 28)).save(moved / names(photos)[0])
+    changed = keys(plan_chunks(names(photos), {"": moved}, "base", chunk=4))
+    assert changed[0] != before[0]
+    assert changed[1] == before[1]
+
+
+def test_keys_depend_on_the_base(photos: Path) -> None:
+    one, other = (keys(plan_chunks(names(photos), {"": photos}, base)) for base in ("one", "other"))
+    assert set(one).isdisjoint(other)
+
+
+def test_a_missing_image_is_named(photos: Path) -> None:
+    with pytest.raises(DataError, match=r"image .*absent\.png cannot be read: No such file"):
+        plan_chunks(["absent.png"], {"": photos}, "base")
+
+
+def test_read_features_are_what_the_projector_takes(ground: Ground, model: Any, images: Any) -> None:
+    features = Features(Store(ground.store), ground.chunks)
+    folder = Path(ground.store).parent / "photos"
+    assert features.shape == (4, 16)
+    for name in ground.photos:
+        pixels = images(images=[Image.open(folder / name)], return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            expected = model.get_image_features(pixel_values=pixels).pooler_output[0]
+            projected = model.model.multi_modal_projector(features[name].float())
+        torch.testing.assert_close(projected, expected, rtol=2e-3, atol=2e-2)
+        live = tower_features(model.model.vision_tower, model.config, images, [Image.open(folder / name)])[0]
+        assert torch.equal(features[name], live.half())
+    features.close()
+
+
+def test_features_of_different_images_differ(ground: Ground) -> None:
+    features = Features(Store(ground.store), ground.chunks)
+    flat = torch.stack([features[name].flatten().float() for name in ground.photos])
+    assert float(torch.pdist(flat).min()) > 0.1
+    features.close()
+
+
+def test_several_layers_are_joined(tiny_model: Path, model: Any, images: Any, photos: Path) -> None:
+    image = [Image.open(photos / names(photos)[0])]
+    config = AutoConfig.from_pretrained(tiny_model)
+    parts = []
+    for layer in (-2, 0):
+        config.vision_feature_layer = layer
+        parts.append(tower_features(model.model.vision_tower, config, images, image))
+    config.vision_feature_layer = [-2, 0]
+    assert torch.equal(tower_features(model.model.vision_tower, config, images, image), torch.cat(parts, -1))
+    config.vision_feature_select_strategy = "full"
+    assert tower_features(model.model.vision_tower, config, images, image).shape == (1, 5, 32)
+
+
+def test_prefixes_choose_the_root(photos: Path, tmp_path: Path, model: Any, images: Any) -> None:
+    first, second = names(photos)[:2]
+    (tmp_path / "demo").mkdir()
+    shutil.copy(photos / second, tmp_path / "demo" / first)
+    shutil.copy(photos / second, photos / "odd:name.png")  # a colon alone makes no prefix
+    roots, asked = {"": photos, "demo": tmp_path / "demo"}, [first, f"demo:{first}", second, "odd:name.png"]
+    chunks = plan_chunks(asked, roots, "base")
+    compute(chunks, roots, model, images, store := Store(tmp_path / "store"))
+    features = Features(store, chunks)
+    assert torch.equal(features[f"demo:{first}"], features[second])
+    assert torch.equal(features["odd:name.png"], features[second])
+    assert not torch.equal(features[first], features[second])
+    features.close()
+
+
+def test_an_unreadable_image_is_named(photos: Path, tmp_path: Path, model: Any, images: Any) -> None:
+    (photos / names(photos)[0]).write_bytes(b"not an image")
+    chunks = plan_chunks(names(photos), {"": photos}, "base")
+    with pytest.raises(DataError, match=rf"image .*{names(photos)[0]} cannot be read"):
+        compute(chunks, {"": photos}, model, images, store := Store(tmp_path / "store"))
+    assert not store.has("features", chunks[0].key)
+
+
+def test_what_is_complete_is_not_computed_again(photos: Path, tmp_path: Path, model: Any, images: Any) -> None:
+    store, roots = Store(tmp_path / "store"), {"": photos}
+    chunks = plan_chunks(names(photos), roots, "base", chunk=4)
+    compute(chunks[:1], roots, model, images, store)
+    calls: list[int] = []
+    handle = model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        compute(chunks, roots, model, images, store)
+        assert len(calls) == 1  # the second chunk only
+        compute(chunks, roots, model, images, store)
+        assert len(calls) == 1
+    finally:
+        handle.remove()
+
+
+def test_features_that_were_not_computed(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no complete artefact features/"):
+        Features(Store(tmp_path / "store"), plan_chunks(names(photos), {"": photos}, "base"))

@@ -1,0 +1,167 @@
+"""Finding, identifying, measuring and loading model directories."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import DEPTH, IMAGE_TOKENS
+
+from vrray.errors import ModelError
+from vrray.models.loading import (
+    base_identity,
+    decoder_layers,
+    load_model,
+    load_processor,
+    model_shape,
+    resolve_model,
+)
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to change; its hashes are remembered in a home of its own."""
+    monkeypatch.setenv("VRRAY_HOME", str(tmp_path / "home"))
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def change_byte(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_directory_is_found(tiny_model: Path) -> None:
+    assert resolve_model(str(tiny_model)) == tiny_model.resolve()
+
+
+@pytest.mark.parametrize("model", ["no/such/dir", "smoll"])
+def test_a_missing_directory_is_refused(model: str) -> None:
+    with pytest.raises(
+        ModelError, match=rf"model '{model}' is neither a preset \(smol\) nor a directory with a config"
+    ):
+        resolve_model(model)
+
+
+def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nor a directory with a config"):
+        resolve_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["llava_next", "qwen2_vl", None])
+def test_other_families_are_refused_by_name(copy: Path, kind: str | None) -> None:
+    change_config(copy, model_type=kind)
+    with pytest.raises(ModelError, match=f"model_type {kind!r} is not supported"):
+        resolve_model(str(copy))
+
+
+def test_identity_is_that_of_the_contents(copy: Path, tiny_model: Path) -> None:
+    identity = base_identity(copy)
+    assert identity == base_identity(tiny_model)
+    (copy / "README.md").write_text("my model")
+    assert base_identity(copy) == identity
+    assert len(identity) == 16
+
+
+@pytest.mark.parametrize("offset", [-1, -5000, 20_000])
+def test_identity_changes_with_a_byte_of_the_weights(copy: Path, offset: int) -> None:
+    identity = base_identity(copy)
+    change_byte(copy / WEIGHTS, offset)
+    assert base_identity(copy) != identity
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "processor_config.json", "tokenizer.json"])
+def test_identity_changes_with_what_shapes_the_input(copy: Path, name: str) -> None:
+    identity = base_identity(copy)
+    (copy / name).write_text((copy / name).read_text() + " ")
+    assert base_identity(copy) != identity
+
+
+def test_weights_are_hashed_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = base_identity(copy)
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
+    assert base_identity(copy) == identity
+
+
+def test_identity_needs_safetensors(copy: Path) -> None:
+    (copy / WEIGHTS).rename(copy / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"has no \*\.safetensors; convert"):
+        base_identity(copy)
+
+
+def test_shape_by_hand(tiny_model: Path) -> None:
+    shape, model = model_shape(tiny_model), load_model(tiny_model)
+    hidden, key_values, inner, tower = 32, 16, 64, 16
+    linear = 2 * hidden * hidden + 2 * hidden * key_values + 3 * hidden * inner
+    assert (shape.depth, shape.hidden, shape.image_tokens, shape.tower_width) == (DEPTH, hidden, IMAGE_TOKENS, tower)
+    assert shape.layer == linear + 2 * hidden  # two norms
+    assert shape.linear_widths == 2 * (hidden + hidden) + 2 * (hidden + key_values) + 3 * (hidden + inner)
+    assert shape.projector == tower * hidden + hidden + hidden * hidden + hidden
+    assert shape.tower == sum(parameter.numel() for parameter in model.model.vision_tower.parameters())
+    assert shape.total == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_shape_counts_tied_embeddings_once(smol: Path) -> None:
+    shape, config = model_shape(smol), json.loads((smol / "config.json").read_text())["text_config"]
+    embeddings, final_norm = config["vocab_size"] * config["hidden_size"], config["hidden_size"]
+    assert shape.total == shape.tower + shape.projector + shape.depth * shape.layer + embeddings + final_norm
+    assert shape.image_tokens == 9
+
+
+def test_a_loaded_model_is_frozen_and_evaluates(tiny_model: Path) -> None:
+    model = load_model(tiny_model)
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in load_model(tiny_model, torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_decoder_layers_are_the_text_layers(tiny_model: Path) -> None:
+    model = load_model(tiny_model)
+    layers = decoder_layers(model)
+    assert layers is model.model.language_model.layers
+    assert len(layers) == DEPTH != len(model.model.vision_tower.encoder.layers)
+    assert layers is model.get_decoder().layers
+
+
+def test_a_missing_weight_is_an_error(copy: Path) -> None:
+    weights = load_file(copy / WEIGHTS)
+    name = next(name for name in weights if "layers.3.mlp.up_proj" in name)
+    del weights[name]
+    save_file(weights, copy / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights, such as .*layers\.3\.mlp\.up_proj\.weight"):
+        load_model(copy)
+
+
+def test_damaged_weights_are_an_error(copy: Path) -> None:
+    (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:50_000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(copy)
+
+
+def test_absent_weights_are_an_error(copy: Path) -> None:
+    (copy / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(copy)
+
+
+def test_a_processor_needs_its_template_and_files(copy: Path) -> None:
+    assert load_processor(copy).chat_template
+    (copy / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=r"has no chat template; add a chat_template\.jinja"):
+        load_processor(copy)
+    (copy / "processor_config.json").unlink()
+    with pytest.raises(ModelError, match="has no usable processor"):
+        load_processor(copy)

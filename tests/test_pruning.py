@@ -1,0 +1,163 @@
+"""Pruning: which layers may go, and a model that still generates with its cache when they are gone."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import DEPTH, IMAGE_TOKENS, text_config, tiny_lvlm
+from transformers import Qwen2Config
+
+from vrray.errors import PruningError
+from vrray.models.loading import decoder_layers, load_model
+from vrray.pruning import nested_plans, pruned, removable, removal_counts, remove_layers
+from vrray.region import Region, place
+from vrray.scores import LayerScores
+
+REGION = place("0,3", DEPTH)
+SCORES = LayerScores("s", (0.0, 0.5, 0.1, 0.0, 0.4, 0.2), (0.0,) * DEPTH, 8)
+PLANS = [(1, 5), (1, 2, 4, 5)]
+
+
+@pytest.fixture(scope="module")
+def pristine(tiny_model: Path) -> Any:
+    return load_model(tiny_model)
+
+
+@pytest.fixture
+def model(pristine: Any) -> Any:
+    return copy.deepcopy(pristine)
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def families(request: pytest.FixtureRequest) -> Any:
+    """Also a text model whose config has a list with an entry a layer."""
+    return tiny_lvlm(text=text_config(Qwen2Config) if request.param == "qwen2" else None)
+
+
+def asked(model: Any) -> dict[str, Any]:
+    ids = [1, *[model.config.image_token_index] * IMAGE_TOKENS, 40, 50, 60]
+    pixels = torch.linspace(-2, 2, 3 * 28 * 28).reshape(1, 3, 28, 28)
+    return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long(), "pixel_values": pixels}
+
+
+@torch.inference_mode()
+def answer(model: Any, *, cached: bool) -> list[int]:
+    output = model.generate(**asked(model), max_new_tokens=10, min_new_tokens=10, do_sample=False, use_cache=cached)
+    return output[0].tolist()
+
+
+@torch.inference_mode()
+def logits(model: Any) -> torch.Tensor:
+    return model(**asked(model)).logits
+
+
+def test_what_lies_outside_the_region_may_go() -> None:
+    assert removable(REGION) == (1, 2, 4, 5)
+    assert removable(Region.none(4)) == (0, 1, 2, 3)
+
+
+def test_all_layer_tuning_lets_any_layer_go() -> None:
+    everything = place("all", DEPTH)
+    assert removable(everything) == tuple(range(DEPTH))
+    assert removal_counts([0, 5], everything) == [0, 5]
+    assert nested_plans(SCORES, everything, [2]) == [(0, 3)]
+
+
+def test_plans_are_nested_and_spare_the_region() -> None:
+    assert nested_plans(SCORES, REGION, [0, 1, 2, 4]) == [(), (2,), (2, 5), (1, 2, 4, 5)]
+
+
+@pytest.mark.parametrize(
+    ("prune", "counts"), [([2, 0, 2, 1], [0, 1, 2]), ([0.5, 3], [3]), ([0.3, 0.0], [0, 2]), ([1, 0.1], [1]), ([], [])]
+)
+def test_amounts_become_counts(prune: list[int | float], counts: list[int]) -> None:
+    assert removal_counts(prune, REGION) == counts
+
+
+@pytest.mark.parametrize(("region", "most"), [(REGION, 4), (place("all", DEPTH), 5), (Region.none(DEPTH), 5)])
+def test_too_many_says_how_many_can_go(region: Region, most: int) -> None:
+    assert removal_counts([most], region) == [most]
+    with pytest.raises(
+        PruningError, match=rf"cannot remove {most + 1} layers: {most} of 6 may go .*{region.name}; prune"
+    ):
+        removal_counts([0, most + 1], region)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((1, 3), r"layers \[3\] belong to the region layers-0-3 and are protected"),
+        ((6,), r"\[6\] are not distinct layers of 0\.\.5"),
+        ((-1,), "are not distinct layers"),
+        ((2, 2), "are not distinct layers"),
+    ],
+)
+def test_wrong_layers_are_refused(model: Any, layers: tuple[int, ...], message: str) -> None:
+    before = list(decoder_layers(model))
+    with pytest.raises(PruningError, match=message):
+        remove_layers(model, layers, REGION)
+    with pytest.raises(PruningError, match=message), pruned(model, layers, REGION):
+        pass
+    assert list(decoder_layers(model)) == before
+
+
+def test_the_right_layers_go(model: Any) -> None:
+    before = list(decoder_layers(model))
+    remove_layers(model, (1, 5), REGION)
+    assert list(decoder_layers(model)) == [before[index] for index in (0, 2, 3, 4)]
+    assert [layer.self_attn.layer_idx for layer in decoder_layers(model)] == [0, 1, 2, 3]
+    assert model.config.text_config.num_hidden_layers == model.get_decoder().config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_cached_and_uncached_answers_agree_also_after_reloading(
+    families: Any, plan: tuple[int, ...], tmp_path: Path
+) -> None:
+    model, whole = families, answer(families, cached=True)
+    remove_layers(model, plan, REGION)
+    cached, before = answer(model, cached=True), logits(model)
+    assert cached == answer(model, cached=False)
+    assert cached != whole
+    model.save_pretrained(tmp_path)
+    reloaded = load_model(tmp_path)
+    assert len(decoder_layers(reloaded)) == DEPTH - len(plan)
+    assert torch.equal(logits(reloaded), before)
+    assert answer(reloaded, cached=True) == answer(reloaded, cached=False) == cached
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_pruned_restores_everything(families: Any, plan: tuple[int, ...]) -> None:
+    model, before = families, logits(families)
+    config, layers = model.config.to_dict(), list(decoder_layers(model))
+    decoder_config = model.get_decoder().config.to_dict()
+    with pruned(model, plan, REGION):
+        assert len(decoder_layers(model)) == DEPTH - len(plan)
+        assert answer(model, cached=True) == answer(model, cached=False)
+        assert not torch.equal(logits(model), before)
+    assert list(decoder_layers(model)) == layers
+    assert [layer.self_attn.layer_idx for layer in layers] == list(range(DEPTH))
+    assert torch.equal(logits(model), before)
+    assert model.config.to_dict() == config
+    assert model.get_decoder().config.to_dict() == decoder_config
+
+
+def test_pruned_restores_after_an_error(model: Any, pristine: Any) -> None:
+    with pytest.raises(RuntimeError, match="interrupted"), pruned(model, (1, 5), REGION):
+        raise RuntimeError("interrupted")
+    assert torch.equal(logits(model), logits(pristine))
+
+
+def test_pruning_for_a_while_equals_pruning_for_good(model: Any, pristine: Any) -> None:
+    remove_layers(model, (1, 5), REGION)
+    with pruned(pristine, (1, 5), REGION):
+        assert torch.equal(logits(pristine), logits(model))
+
+
+def test_removing_nothing_changes_nothing(model: Any, pristine: Any) -> None:
+    remove_layers(model, (), REGION)
+    assert torch.equal(logits(model), logits(pristine))
+    assert model.config.to_dict() == pristine.config.to_dict()
