@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing
 
 from vrray.data.chunks import plan_chunks
 from vrray.data.demo import build_demo
@@ -48,7 +48,9 @@ def main() -> None:
     options = parser.parse_args()
     resolve_model("smol"), build_demo(vrray_home())
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, args=(folder, options.rounds, options.steps), nprocs=WORKERS)
+        torch.multiprocessing.spawn(  # type: ignore[attr-defined]
+            _worker, args=(folder, options.rounds, options.steps), nprocs=WORKERS
+        )
 
 
 def _worker(rank: int, folder: str, rounds: int, steps: int) -> None:
@@ -97,7 +99,7 @@ def _choose_reduction(scatter: bool) -> None:
         config["zero_optimization"]["reduce_scatter"] = scatter
         return config
 
-    loop.deepspeed_config = configured
+    loop.deepspeed_config = configured  # type: ignore[attr-defined]
 
 
 def _print(seconds: dict[str, list[float]]) -> None:

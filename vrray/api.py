@@ -23,7 +23,7 @@ class Sweep:
 
     def __init__(self, storage: str, name: str):
         self._store, self.name = Store(storage), name
-        self.folder = f"{self._store.uri.rstrip('/')}/sweeps/{name}"
+        self.folder = self._store.location("sweeps", name)
         self.table: pa.Table = pq.read_table(io.BytesIO(self._store.read_bytes(f"sweeps/{name}/table.parquet")))
 
     def best(self) -> dict[str, Any]:
@@ -90,7 +90,6 @@ def connected() -> Iterator[None]:
     import logging
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep; finished work is in the store
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
     if ray.is_initialized():

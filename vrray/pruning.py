@@ -23,14 +23,14 @@ def removable(region: Region) -> tuple[int, ...]:
 
 
 def removal_counts(prune: Sequence[int | float], region: Region) -> list[int]:
-    """Amounts (counts, or fractions of the depth) as distinct counts, ascending.
+    """Amounts (counts, or fractions of the depth) as distinct counts, ascending; 0, the unpruned variant, is always in.
 
     Raises:
         PruningError: more layers would go than lie outside the region.
     """
-    counts = sorted({round(amount * region.depth) if isinstance(amount, float) else amount for amount in prune})
+    counts = sorted({0, *(round(amount * region.depth) if isinstance(amount, float) else amount for amount in prune)})
     available = min(len(removable(region)), region.depth - 1)
-    if counts and counts[-1] > available:
+    if counts[-1] > available:
         raise PruningError(
             f"cannot remove {counts[-1]} layers: {available} of {region.depth} may go beside the region {region.name}; "
             f"prune at most {available}, or tune fewer layers"

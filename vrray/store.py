@@ -115,9 +115,10 @@ class Store:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def location(self, kind: str, key: str) -> str:
-        """Where the artefact is, for people and for Ray checkpoints that point at it."""
-        return f"{self.uri.rstrip('/')}/{kind}/{key}"
+    def location(self, *names: str) -> str:
+        """The path or URI of something below the store's root; what follows a `?` in the root's URI is kept."""
+        root, separator, query = self.uri.partition("?")
+        return "/".join([root.rstrip("/"), *names]) + separator + query
 
     # Plain files, such as a sweep's table and report
 
@@ -169,8 +170,9 @@ class Store:
         return marker
 
     def _damaged(self, kind: str, key: str, name: str) -> StoreError:
-        where = self.location(kind, key)
-        return StoreError(f"{where}: {name} is not what was committed; delete the folder to have it rebuilt")
+        return StoreError(
+            f"{self.location(kind, key)}: {name} is not what was committed; delete the folder to have it rebuilt"
+        )
 
     def _copy_in(self, source: Path, target: str) -> None:
         self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)

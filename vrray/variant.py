@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -60,7 +61,7 @@ class Delta:
             about = json.loads((folder / "delta.json").read_text())
             region = Region.from_json(json.loads((folder / "region.json").read_text()))
             tensors = load_file(folder / "delta.safetensors")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise StoreError(f"{folder} does not hold a delta: {error}") from error
         if about.pop("format", None) != _FORMAT:
             raise StoreError(f"{folder}/delta.json is of another format; train it again with this version")

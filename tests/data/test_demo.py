@@ -19,7 +19,7 @@ from vrray.data.demo import DemoData, build_demo
 from vrray.data.records import Turn, read_records
 from vrray.data.tasks import Example, Split, read_examples
 from vrray.errors import DataError
-from vrray.evaluate.metrics import exact_match
+from vrray.metrics import exact_match
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 VISUAL = ("easy-vqa", "easy-vqa-yesno")

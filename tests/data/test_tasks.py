@@ -10,7 +10,7 @@ import pytest
 
 from vrray.data.tasks import Example, prior_floor, read_examples, write_examples
 from vrray.errors import DataError
-from vrray.evaluate.metrics import bootstrap_interval, exact_match, mean_interval
+from vrray.metrics import bootstrap_interval, exact_match, mean_interval
 
 
 def asked(question: str, *answers: str, options: tuple[str, ...] = ()) -> list[Example]:

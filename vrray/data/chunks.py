@@ -26,12 +26,13 @@ def plan_chunks(
 ) -> list[FeatureChunk]:
     """Group images into chunks and give each its key.
 
+    Chunks follow the order of the images, so a longer list of images keeps the chunks of the shorter one but the last.
     An image's name is relative to `roots[""]`, or `PREFIX:name` to `roots[PREFIX]`.
 
     Raises:
         DataError: an image is missing.
     """
-    names = sorted(set(images))
+    names = list(dict.fromkeys(images))
     hashes = {name: _content_hash(locate(roots, name)) for name in names}
     chunks = []
     for start in range(0, len(names), chunk):

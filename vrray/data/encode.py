@@ -57,7 +57,7 @@ def encode_records(
         ids, mask = encode(record, processor)
         ids, mask = _expand(ids, mask, image_id, image_tokens)
         if len(ids) > max_length:
-            raise DataError(f"record {record.id!r} has {len(ids)} tokens, max_length is {max_length}; shorten or raise")
+            raise DataError(f"record {record.id!r} has {len(ids)} tokens, the limit is {max_length}; split its turns")
         if not any(mask[1:]):
             raise DataError(
                 f"record {record.id!r} has no supervised token; "

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 from vrray.data.records import parse_image_path, read_rows, write_rows
 from vrray.errors import DataError
-from vrray.evaluate.metrics import normalize_answer
+from vrray.metrics import normalize_answer
 
 Ability = Literal["visual", "textual"]
 Metric = Literal["exact", "choice"]
 Split = Literal["select", "test"]
+
+MAX_NEW_TOKENS = 6  # of a generated answer; part of an evaluation's key
 
 
 @dataclass(frozen=True)

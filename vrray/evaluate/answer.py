@@ -10,10 +10,8 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vrray.data.encode import encode_prompt
-from vrray.data.tasks import Example
+from vrray.data.tasks import MAX_NEW_TOKENS, Example
 from vrray.train.workspace import Workspace
-
-MAX_NEW_TOKENS = 6
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from vrray.data.tasks import TaskExamples
 from vrray.evaluate.answer import calibration_batches, choose_options, generate_answers
-from vrray.evaluate.metrics import exact_match, mean_interval
+from vrray.metrics import exact_match, mean_interval
 from vrray.scores import AngularDistance, LayerScores
 from vrray.train.workspace import Workspace
 

@@ -128,7 +128,13 @@ def base_identity(path: Path) -> str:
     Hashes of weight files are remembered in the vrray home by path, size and modification time.
     """
     digest = hashlib.sha256()
-    names = ["config.json", "chat_template.jinja", "processor_config.json", "tokenizer.json"]
+    names = [
+        "config.json",
+        "chat_template.jinja",
+        "processor_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    ]
     names += sorted(file.name for file in path.glob("*.safetensors"))
     if names[-1] == "tokenizer.json":
         raise ModelError(f"{path} has no *.safetensors; convert its weights to safetensors first")

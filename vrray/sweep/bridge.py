@@ -33,7 +33,7 @@ def point_of(config: Mapping[str, Any]) -> Point:
 def tune_trial(config: dict[str, Any], trials: dict[Point, Trial], site: Site, store_uri: str, desk: Any) -> None:
     """One Tune trial: its metrics are the latest of each name that the workers reported, and `score` at the end."""
     trial, store = trials[point_of(config)], Store(store_uri)
-    seen: dict[str, Any] = {"trial": trial.region.name}
+    seen: dict[str, Any] = {"trial": trial.region.name, "key": trial.key}
     if not is_complete(store, site, trial):
         for report in follow(desk, TrialJob(site, trial)):
             seen.update(report)

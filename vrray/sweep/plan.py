@@ -16,14 +16,13 @@ from vrray.train.memory import trained_parameters
 _STARTUP_SECONDS = 5.0  # a trial's driver and the hand-over to a group, measured on 2 cores
 
 
-def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacity: Capacity, at_once: int) -> str:
-    """The plan in a few lines.
-
+def refuse_too_large(prepared: Prepared, capacity: Capacity) -> None:
+    """
     Raises:
         ClusterError: a worker needs more memory than it can have.
     """
-    spec, site, memory = prepared.spec, prepared.site, prepared.memory
-    need, have = memory.total / 2**30, capacity.worker_memory(spec) / 2**30
+    memory = prepared.memory
+    need, have = memory.total / 2**30, capacity.worker_memory(prepared.spec) / 2**30
     if need > have:
         raise ClusterError(
             f"a worker would need {need:.1f} GiB (frozen {memory.frozen / 2**30:.1f}, trained "
@@ -31,6 +30,12 @@ def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacit
             f"{memory.activations / 2**30:.1f}) and can have {have:.1f} GiB; use more --workers, a smaller "
             f"--micro-batch, --activation-checkpointing, --mode lora or fewer --layers"
         )
+
+
+def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacity: Capacity, at_once: int) -> str:
+    """The plan in a few lines."""
+    spec, site = prepared.spec, prepared.site
+    need, have = prepared.memory.total / 2**30, capacity.worker_memory(spec) / 2**30
     missing = [trial for trial in trials if not is_complete(store, site, trial)]
     trainings = sum(not store.has(DELTA, trial.key) for trial in trials)
     chunks = [chunk for chunk in site.chunks if not store.has(FEATURES, chunk.key)]

@@ -94,15 +94,15 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
     rows, longest = _encode(records, processor, shape, recipe, "chat", base, store)
     caption_rows, _ = _encode(captions, processor, shape, recipe, "plain", base, store)
     select, test = (_tasks(spec, demo, split) for split in ("select", "test"))
-    named = [record.image for record in (*records, *captions)]
-    named += [example.image for group in (*select, *test) for example in group.examples]
-    chunks = plan_chunks([name for name in named if name is not None], roots, base)
+    asked = ([example.image for group in groups for example in group.examples] for groups in (select, test))
+    sources = [[record.image for record in part] for part in (records, captions)] + list(asked)
+    chunks = [chunk for names in sources for chunk in plan_chunks([n for n in names if n], roots, base)]
     regions = [place(name, shape.depth, k, spec.seeds[0]) for name in spec.placements for k in spec.layers]
     memory, resident, reason = _memory(spec, shape, recipe, regions, longest, worker_memory)
     projector = _projector_trial(spec, shape, recipe, base, caption_rows)
     site = Site(
         base=base,
-        chunks=tuple(chunks),
+        chunks=tuple(dict.fromkeys(chunks)),
         select=select,
         calibration_key=rows,
         calibration=min(spec.calibration, len(records)),
@@ -155,7 +155,7 @@ def _records(spec: SweepSpec, demo: DemoData, recipe: Recipe) -> tuple[list[Reco
         if not captions:
             raise DataError(f"{spec.data} has no record with an image; the projector cannot be trained on it")
         assert spec.images is not None  # SweepSpec demands it
-        roots = {"": Path(spec.images).expanduser(), _DEMO_PREFIX: demo.image_root}
+        roots = {"": Path(spec.images).expanduser().resolve(), _DEMO_PREFIX: demo.image_root}
     if recipe.max_steps is not None:
         records = records[: recipe.max_steps * recipe.global_batch]
     # Stage 1 passes over its captions twice.
@@ -228,6 +228,13 @@ def _memory(
 def _projector_trial(spec: SweepSpec, shape: ModelShape, recipe: Recipe, base: str, rows: str) -> Trial:
     """Stage 1: the projector alone, on image-caption rows; all trials of the sweep start from its result."""
     rate = SMOL_PROJECTOR_LEARNING_RATE if spec.model == "smol" else PROJECTOR_LEARNING_RATE
-    stage = recipe.model_copy(update={"projector_learning_rate": rate, "max_steps": spec.projector_steps})
+    stage = Recipe(
+        mode="full",
+        projector_learning_rate=rate,
+        global_batch=recipe.global_batch,
+        max_steps=spec.projector_steps,
+        warmup_ratio=recipe.warmup_ratio,
+        precision=recipe.precision,
+    )
     region, seed = Region.none(shape.depth), spec.seeds[0]
     return Trial(trial_key(base, rows, region, stage, seed, None), region, stage, seed, rows, None, (0,))

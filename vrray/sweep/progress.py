@@ -43,15 +43,16 @@ class Progress:
         else:
             print(text, flush=True)
 
-    def update(self, trial: str, metrics: dict[str, Any]) -> None:
-        """Take in one report of a trial."""
+    def update(self, trial: str, metrics: dict[str, Any], key: str = "") -> None:
+        """Take in one report of a trial; `key` tells trials of one name apart."""
+        key = key or trial
         step = int(metrics.get("step", 0))
         if "evaluated" in metrics:
-            self._throttled(trial, f"  {trial}: evaluated with {int(metrics['evaluated'])} layers removed")
+            self._throttled(key, f"  {trial}: evaluated with {int(metrics['evaluated'])} layers removed")
         elif step:
             seconds, steps = metrics["step_seconds"], int(metrics["steps"])
             self._throttled(
-                trial,
+                key,
                 f"  {trial}: step {step}/{steps}, loss {metrics['loss']:.3f}, lr {metrics['learning_rate']:.1e}, "
                 f"{metrics['samples_per_second']:.1f} samples/s, "
                 f"{metrics['supervised_tokens_per_second']:.0f} supervised tokens/s, "
@@ -59,10 +60,10 @@ class Progress:
                 always=step == steps,
             )
         if self._bar is not None:
-            self._bar.update(max(0, step - self._steps.get(trial, 0)))
+            self._bar.update(max(0, step - self._steps.get(key, 0)))
             if step:
                 self._bar.set_postfix_str(f"{trial} loss {metrics['loss']:.3f}")
-        self._steps[trial] = max(step, self._steps.get(trial, 0))
+        self._steps[key] = max(step, self._steps.get(key, 0))
 
     def _throttled(self, trial: str, text: str, always: bool = False) -> None:
         now = time.monotonic()
@@ -79,7 +80,7 @@ class TuneProgress(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if "score" not in result:
-            self._progress.update(result["trial"], result)
+            self._progress.update(result["trial"], result, result["key"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         result = trial.last_result or {}

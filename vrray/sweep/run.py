@@ -25,7 +25,7 @@ from vrray.specs import SweepSpec
 from vrray.store import Store
 from vrray.sweep.bridge import DRIVER_MEMORY, point_of, tune_trial
 from vrray.sweep.jobs import FeaturesJob, TrialJob, VariantsJob
-from vrray.sweep.plan import estimated_seconds, plan_text
+from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
 from vrray.sweep.prepare import Prepared, prepare
 from vrray.sweep.progress import Progress, TuneProgress
 from vrray.sweep.table import baselines, choose, sweep_table
@@ -43,31 +43,31 @@ def run_sweep(spec: SweepSpec) -> None:
         TrainingError: the projector stage failed, or every trial did.
     """
     began = time.monotonic()
-    store = Store(spec.storage)
-    capacity = Capacity.of_cluster()
-    at_once, gpu = capacity.trials_at_once(spec), capacity.uses_gpus(spec)
+    store, capacity = Store(spec.storage), Capacity.of_cluster()
+    gpu = capacity.uses_gpus(spec)
+    capacity.trials_at_once(spec)  # refuses a cluster that is too small before anything is prepared
     prepared = prepare(spec, store, gpu=gpu, worker_memory=capacity.worker_memory(spec))
+    refuse_too_large(prepared, capacity)
+    at_once = capacity.trials_at_once(spec, prepared.memory.total)
     trials = [prepared.trial(config) for config in prepared.configs()] if spec.search != "optuna" else []
     missing = [trial for trial in trials if not is_complete(store, prepared.site, trial)]
     print(plan_text(store, prepared, trials, capacity, at_once), flush=True)
     setup = Setup(store.uri, str(prepared.model_path), prepared.site.base, prepared.precision)
-    failures: dict[str, str] = {}
-    with Progress(_steps_left(store, prepared, missing)) as progress:
-        if missing or spec.search == "optuna" or not is_complete(store, prepared.site, prepared.projector):
-            groups = min(at_once, max(1, len(missing) or spec.trials or 8))
-            with WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:
-                _compute_features(store, prepared, workers.desk, progress)
-                _train_projector(store, prepared, workers.desk, progress)
-                _say_time_left(store, prepared, missing, groups, progress)
-                trials, failures = _run_trials(store, prepared, workers.desk, trials, groups, progress)
-                table = sweep_table(store, prepared, trials, failures)
-                _score_held_out(store, prepared, workers.desk, table, progress)
+    groups = min(at_once, max(1, len(missing))) if trials else at_once
+    steps = _steps_left(store, prepared, missing)
+    with Progress(steps) as progress, WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:
+        _compute_features(store, prepared, workers, progress)
+        _train_projector(store, prepared, workers, progress)
+        _say_time_left(store, prepared, missing, groups, progress)
+        trials, failures = _run_trials(store, prepared, workers, trials, groups, progress)
+        table = sweep_table(store, prepared, trials, failures)
+        _score_held_out(store, prepared, workers, table, progress)
     table = sweep_table(store, prepared, trials, failures)
     seconds = time.monotonic() - began
     _write(store, prepared, table, seconds)
     if not choose(table):
         raise TrainingError(f"no trial finished: {'; '.join(sorted(set(failures.values()))) or 'none ran'}")
-    print(f"report: {store.uri.rstrip('/')}/sweeps/{spec.name}/report.md ({seconds:.0f} s)", flush=True)
+    print(f"report: {store.location('sweeps', spec.name, 'report.md')} ({seconds:.0f} s)", flush=True)
 
 
 def _steps_left(store: Store, prepared: Prepared, missing: Sequence[Trial]) -> int:
@@ -75,21 +75,21 @@ def _steps_left(store: Store, prepared: Prepared, missing: Sequence[Trial]) -> i
     return sum(trial.recipe.steps(prepared.rows) for trial in trials if not store.has(DELTA, trial.key))
 
 
-def _compute_features(store: Store, prepared: Prepared, desk: Any, progress: Progress) -> None:
+def _compute_features(store: Store, prepared: Prepared, workers: WorkerGroups, progress: Progress) -> None:
     missing = tuple(chunk for chunk in prepared.site.chunks if not store.has(FEATURES, chunk.key))
     if missing:
         progress.say(f"vision features of {sum(len(chunk.images) for chunk in missing)} images")
         job = FeaturesJob(f"features-{uuid.uuid4().hex[:8]}", missing, prepared.roots, prepared.model_path)
-        for _ in follow(desk, job):
+        for _ in follow(workers.desk, job):
             pass
 
 
-def _train_projector(store: Store, prepared: Prepared, desk: Any, progress: Progress) -> None:
+def _train_projector(store: Store, prepared: Prepared, workers: WorkerGroups, progress: Progress) -> None:
     if is_complete(store, prepared.site, prepared.projector):
         return
     progress.say("stage 1: the projector alone, on captions")
     try:
-        for report in follow(desk, TrialJob(prepared.site, prepared.projector)):
+        for report in follow(workers.desk, TrialJob(prepared.site, prepared.projector)):
             progress.update("projector", report)
     except TrainingError as error:
         raise TrainingError(f"the projector stage failed: {error}") from error
@@ -97,12 +97,12 @@ def _train_projector(store: Store, prepared: Prepared, desk: Any, progress: Prog
 
 def _say_time_left(store: Store, prepared: Prepared, missing: Sequence[Trial], groups: int, progress: Progress) -> None:
     seconds = estimated_seconds(store, prepared, missing, groups)
-    if seconds:
+    if missing and seconds:
         progress.say(f"trials: about {seconds / 60:.0f} min at the projector stage's measured speed")
 
 
 def _run_trials(
-    store: Store, prepared: Prepared, desk: Any, trials: list[Trial], groups: int, progress: Progress
+    store: Store, prepared: Prepared, workers: WorkerGroups, trials: list[Trial], groups: int, progress: Progress
 ) -> tuple[list[Trial], dict[str, str]]:
     """All missing trials through Tune; the trials that were run or found, and why some have failed, by key."""
     spec = prepared.spec
@@ -113,7 +113,7 @@ def _run_trials(
         return trials, {}
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     trainable = tune.with_resources(
-        tune.with_parameters(tune_trial, trials=by_point, site=prepared.site, store_uri=store.uri, desk=desk),
+        tune.with_parameters(tune_trial, trials=by_point, site=prepared.site, store_uri=store.uri, desk=workers.desk),
         # Drivers take memory but no CPU: a driver that held one could starve the workers it waits for.
         tune.PlacementGroupFactory([{"CPU": 0, "memory": DRIVER_MEMORY}]),
     )
@@ -130,8 +130,8 @@ def _run_trials(
         ),
         run_config=tune.RunConfig(
             name=f"{spec.name}-{uuid.uuid4().hex[:6]}",
-            storage_path=f"{store.uri.rstrip('/')}/ray",
-            callbacks=[TuneProgress(progress, desk, by_point)],
+            storage_path=store.location("ray"),
+            callbacks=[TuneProgress(progress, workers.desk, by_point)],
             verbose=0,
         ),
     )
@@ -172,7 +172,9 @@ def _scheduler(prepared: Prepared) -> Any:
     )
 
 
-def _score_held_out(store: Store, prepared: Prepared, desk: Any, table: pa.Table, progress: Progress) -> None:
+def _score_held_out(
+    store: Store, prepared: Prepared, workers: WorkerGroups, table: pa.Table, progress: Progress
+) -> None:
     """Score the chosen variant and the baselines on the test split."""
     chosen = choose(table)
     if not chosen:
@@ -184,7 +186,7 @@ def _score_held_out(store: Store, prepared: Prepared, desk: Any, table: pa.Table
     progress.say(f"held-out test split: the chosen variant and the baselines ({len(missing)} to score)")
     job = VariantsJob(f"test-{uuid.uuid4().hex[:8]}", prepared.site, missing, prepared.test)
     try:
-        for _ in follow(desk, job):
+        for _ in follow(workers.desk, job):
             pass
     except TrainingError as error:
         progress.say(f"held-out scores failed, the table goes without them: {error}")

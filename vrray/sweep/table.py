@@ -29,14 +29,15 @@ def sweep_table(store: Store, prepared: Prepared, trials: Sequence[Trial], failu
 def choose(table: pa.Table) -> dict[str, Any]:
     """The row with the highest visual score on the select split; of equals, the one with fewer parameters.
 
-    The untuned base is a baseline and is not chosen.
+    Without a visual task the textual score counts. The untuned base is a baseline and is not chosen.
     """
     finished = [
         row for row in table.to_pylist() if row["status"] == "complete" and row["placement"] != Region.none(1).placement
     ]
     if not finished:
         return {}
-    return max(finished, key=lambda row: (row["score_visual"] or 0.0, row["score_textual"] or 0.0, -row["parameters"]))
+    ability = "visual" if finished[0]["score_visual"] is not None else "textual"
+    return max(finished, key=lambda row: (row[f"score_{ability}"], -row["parameters"]))
 
 
 def baselines(table: pa.Table) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vrray.data.chunks import FeatureChunk
-from vrray.data.tasks import TaskExamples
+from vrray.data.tasks import MAX_NEW_TOKENS, TaskExamples
 from vrray.region import Region
 from vrray.specs import Recipe
 from vrray.store import Store, content_key
@@ -62,7 +62,16 @@ def evaluation_key(delta: str, removed: Sequence[int], tasks: Sequence[TaskExamp
         [group.task.name, group.split, content_key({"examples": [vars(example) for example in group.examples]})]
         for group in tasks
     ]
-    return content_key({"format": 1, "delta": delta, "removed": list(removed), "tasks": asked, "blind": blind})
+    return content_key(
+        {
+            "format": 1,
+            "delta": delta,
+            "removed": list(removed),
+            "tasks": asked,
+            "blind": blind,
+            "max_new_tokens": MAX_NEW_TOKENS,
+        }
+    )
 
 
 def scores_key(delta: str, calibration_key: str, calibration: int) -> str:

@@ -51,16 +51,24 @@ class Desk:
 
     def __init__(self) -> None:
         self._waiting: list[Job] = []
-        self._taken: dict[str, list[Job | None]] = {}
+        self._taken: dict[str, list[Job]] = {}
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
         self._closed = False
+        self._broken: str | None = None
 
     def submit(self, job: Job) -> None:
-        self._reports[job.key], self._followed[job.key] = [], time.monotonic()
+        """Take in a job; one that is waiting or running already is not started a second time."""
+        self._followed[job.key] = time.monotonic()
+        if job.key in self._reports and job.key not in self._ended:
+            return
+        self._reports[job.key] = []
         self._ended.pop(job.key, None)
-        self._waiting.append(job)
+        if self._broken is None:
+            self._waiting.append(job)
+        else:
+            self.end(job.key, self._broken)
 
     def job(self, group: str, number: int) -> Job | str | None:
         """The group's job of that number: the same for every rank that asks; "close" at the end; None to wait."""
@@ -82,11 +90,21 @@ class Desk:
     def end(self, key: str, failure: str | None = None) -> None:
         self._ended.setdefault(key, failure)
 
-    def group_failed(self, group: str, reason: str) -> None:
-        """End whatever the group was at, and forget the group."""
-        for job in self._taken.pop(group, []):
-            if job is not None:
-                self.end(job.key, reason)
+    def group_failed(self, group: str, reason: str) -> bool:
+        """End whatever the group was at; whether to start another one.
+
+        A group that failed before it took a job could not set up, and the next one could not either: then every job
+        ends with that reason.
+        """
+        taken = self._taken.pop(group, [])
+        for job in taken:
+            self.end(job.key, reason)
+        if not taken:
+            self._broken = f"workers could not start: {reason}"
+            for job in self._waiting:
+                self.end(job.key, self._broken)
+            self._waiting = []
+        return bool(taken)
 
     def cancel(self, key: str) -> None:
         self._waiting = [job for job in self._waiting if job.key != key]

@@ -16,39 +16,49 @@ from typing import Any, Self
 import ray
 
 from vrray.specs import SweepSpec
+from vrray.store import Store
 from vrray.train.desk import Desk, Setup, serve
 from vrray.train.launch import failure_reason, make_trainer
 
 
 class WorkerGroups:
-    """Groups of a sweep as a context manager: started on entering, ended and joined on leaving."""
+    """Groups of a sweep as a context manager: started when the desk is first asked for, ended and joined on leaving."""
 
     def __init__(self, spec: SweepSpec, setup: Setup, *, count: int, gpu: bool):
-        self._spec, self._setup, self._gpu = spec, setup, gpu
-        self.desk = ray.remote(num_cpus=0)(Desk).remote()
+        self._spec, self._setup, self._gpu, self._count = spec, setup, gpu, count
+        self._threads: list[threading.Thread] = []
+        self._desk: Any = None
         self._closing = False
-        self._threads = [
-            threading.Thread(target=self._keep_serving, name=f"vrray-group-{index}", daemon=True)
-            for index in range(count)
-        ]
+
+    @property
+    def desk(self) -> Any:
+        """The actor that takes jobs; see `vrray.train.desk.follow`."""
+        if self._desk is None:
+            self._desk = ray.remote(num_cpus=0)(Desk).remote()
+            for index in range(self._count):
+                name = f"vrray-group-{index}"
+                self._threads.append(threading.Thread(target=self._keep_serving, name=name, daemon=True))
+                self._threads[-1].start()
+        return self._desk
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing = True
+        if self._desk is None:
+            return
         if error is None:
-            ray.get(self.desk.close.remote())
+            ray.get(self._desk.close.remote())
             for thread in self._threads:
                 thread.join(timeout=60)
-        ray.kill(self.desk)
+        ray.kill(self._desk)
 
     def _keep_serving(self) -> None:
-        while not self._closing:
+        again = True
+        while again and not self._closing:
             group = uuid.uuid4().hex[:8]
             reason = "the worker group ended"
             try:
@@ -56,9 +66,9 @@ class WorkerGroups:
             except Exception as error:
                 reason = failure_reason(error)
             if not self._closing:
-                ray.get(self.desk.group_failed.remote(group, reason))
+                again = ray.get(self._desk.group_failed.remote(group, reason))
 
     def _trainer(self, group: str) -> Any:
-        config = {"setup": self._setup, "desk": self.desk, "group": group}
-        storage = f"{self._setup.store_uri.rstrip('/')}/ray"
+        config = {"setup": self._setup, "desk": self._desk, "group": group}
+        storage = Store(self._setup.store_uri).location("ray")
         return make_trainer(serve, config, self._spec, gpu=self._gpu, name=f"group-{group}", storage=storage)

@@ -31,15 +31,19 @@ class Capacity:
     def uses_gpus(self, spec: SweepSpec) -> bool:
         return self.gpus > 0 if spec.gpu is None else spec.gpu
 
-    def trials_at_once(self, spec: SweepSpec) -> int:
+    def trials_at_once(self, spec: SweepSpec, worker_bytes: int = 1) -> int:
         """How many trials' workers the cluster holds at the same time; drivers take no CPU.
+
+        Args:
+            worker_bytes: memory that a worker needs on its node (not counted where workers have a GPU each).
 
         Raises:
             ClusterError: not even one.
         """
         gpu = self.uses_gpus(spec)
         seats = sum(
-            int(min(cpus // spec.cpus_per_worker, gpus if gpu else float("inf"))) for cpus, gpus, _ in self.nodes
+            int(min(cpus // spec.cpus_per_worker, gpus if gpu else memory // max(1, worker_bytes)))
+            for cpus, gpus, memory in self.nodes
         )
         if seats < spec.workers:
             each = f"{spec.cpus_per_worker:g} CPU" + (" and 1 GPU" if gpu else "")
