@@ -61,16 +61,16 @@ SMOL_RECIPE = Recipe(
     learning_rate=3e-4,
     projector_learning_rate=1e-3,
     global_batch=16,
-    max_steps=16,
+    max_steps=12,
     warmup_ratio=0.1,
 )
 RECIPES = {"smol": SMOL_RECIPE}
 QUICK: dict[str, Any] = {
     "placements": ["all", "uniform"],
     "prune": [0, 2],
-    "examples": 32,
-    "max_steps": 10,
-    "projector_steps": 40,
+    "examples": 24,
+    "max_steps": 8,
+    "projector_steps": 32,
 }
 
 
@@ -105,7 +105,7 @@ class SweepSpec(Frozen):
     micro_batch: int = Field(8, ge=1, description="rows a worker takes at once; the rest of its share accumulates")
     epochs: float | None = Field(None, gt=0, description="passes over the data [the model's recipe]")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs [the model's recipe]")
-    projector_steps: int = Field(56, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
+    projector_steps: int = Field(52, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32"
     )

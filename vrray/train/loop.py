@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,8 +57,8 @@ class Trained:
 class SupervisedLoss(nn.Module):
     """Cross-entropy summed over a micro-batch's supervised tokens, times `scale`.
 
-    The head sees supervised positions only, and the projector runs on every rank in every step, also when no row of
-    the micro-batch has an image, so that ranks never run different modules.
+    The head sees supervised positions only. The projector runs on every rank in every step, also when no row of the
+    micro-batch has an image, so that ranks never run different modules, neither forward nor backward.
     """
 
     def __init__(self, lvlm: nn.Module):
@@ -74,13 +75,30 @@ class SupervisedLoss(nn.Module):
             features_INW = features_INW.new_zeros((1, *features_INW.shape[1:]))
         image_INH = projector(features_INW)
         images = None if idle else {"image": BaseModelOutputWithPooling(pooler_output=list(image_INH))}
-        hidden_RTH = core(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, mm_encoder_outputs=images, use_cache=False
-        ).last_hidden_state
+        with _joined(core.get_input_embeddings(), image_INH) if idle else nullcontext():
+            hidden_RTH = core(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                mm_encoder_outputs=images,
+                use_cache=False,
+            ).last_hidden_state
         hidden_SH = hidden_RTH.flatten(0, 1)[batch.positions]
         logits_SV = self.lvlm.lm_head(hidden_SH).float()  # type: ignore[operator]
-        loss = nn.functional.cross_entropy(logits_SV, batch.targets, reduction="sum") * scale
-        return loss + 0.0 * image_INH.float().sum() if idle else loss
+        return nn.functional.cross_entropy(logits_SV, batch.targets, reduction="sum") * scale
+
+
+@contextmanager
+def _joined(embedding: nn.Module, image_INH: torch.Tensor) -> Iterator[None]:
+    """Add zero times the projector's output to the embeddings.
+
+    Gradients then run down through every decoder layer to the projector, as they do on ranks that have images.
+    """
+    zero = 0.0 * image_INH.sum()
+    handle = embedding.register_forward_hook(lambda _, __, embedded_RTH: embedded_RTH + zero)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def train(
@@ -100,10 +118,11 @@ def train(
     steps = recipe.steps(len(training.rows))
     forget_peak(workspace.device)
     torch.manual_seed(training.seed * 1_000 + workspace.rank)  # dropout differs between ranks
-    with choose_trainable(workspace.model, training.region, recipe) as trainable:
+    with (
+        choose_trainable(workspace.model, training.region, recipe) as trainable,
+        _training_mode(workspace.model, training.activation_checkpointing),
+    ):
         _say_what_trains(workspace, training, trainable)
-        if training.activation_checkpointing:
-            _checkpoint_activations(workspace.model)
         module = SupervisedLoss(workspace.model)
         parameters = dict(workspace.model.named_parameters())
         flops = _flops_per_token(workspace.model, trainable)
@@ -143,7 +162,8 @@ class _Run:
             began = time.perf_counter()
             supervised = sum(rows[row].supervised_tokens for row in batch)
             mine = rank_share(batch, lengths, self.workspace.rank, self.workspace.world)
-            losses.append(self._step([rows[row] for row in mine], supervised, check=step == 0))
+            expected = self._parts(images=any(rows[row].image is not None for row in batch)) if step == 0 else None
+            losses.append(self._step([rows[row] for row in mine], supervised, expected))
             seconds.append(time.perf_counter() - began)
             tokens += supervised
             all_tokens += sum(lengths[row] for row in batch)
@@ -151,7 +171,8 @@ class _Run:
                 report(self._metrics(losses, seconds, tokens, all_tokens))
         return self._metrics(losses, seconds, tokens, all_tokens), losses
 
-    def _step(self, mine: Sequence[Row], supervised: int, *, check: bool) -> float:
+    def _step(self, mine: Sequence[Row], supervised: int, expected: dict[str, tuple[str, ...]] | None) -> float:
+        """One optimizer step; `expected` are the parts of the model that must get a gradient, where that is checked."""
         micro = [mine[start : start + self.micro_batch] for start in range(0, len(mine), self.micro_batch)]
         # DeepSpeed divides by the accumulation steps and averages over the ranks; undo both, then take the mean.
         scale = len(micro) * self.workspace.world / supervised
@@ -161,8 +182,8 @@ class _Run:
             loss = self.engine(batch, scale)
             self.engine.backward(loss)
             total += loss.detach() / (len(micro) * self.workspace.world)
-            if check and rows is micro[-1]:
-                self._check_gradients()
+            if expected is not None and rows is micro[-1]:
+                self._check_gradients(expected)
             self.engine.step()
         dist.all_reduce(total)
         value = float(total)
@@ -172,9 +193,12 @@ class _Run:
             )
         return value
 
-    def _check_gradients(self) -> None:
-        parts = {f"layer {index}": names for index, names in self.trainable.region.items()}
-        parts["projector"] = self.trainable.projector
+    def _parts(self, *, images: bool) -> dict[str, tuple[str, ...]]:
+        """Parameters by part; a batch of text rows alone does not move the projector."""
+        layers = {f"layer {index}": names for index, names in self.trainable.region.items()}
+        return layers | ({"projector": self.trainable.projector} if images else {})
+
+    def _check_gradients(self, parts: dict[str, tuple[str, ...]]) -> None:
         for part, names in parts.items():
             gradients = full_gradients(self.parameters, names).values()
             if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
@@ -210,9 +234,19 @@ def _flops_per_token(model: nn.Module, trainable: Trainable) -> float:
     return 4.0 * layers + 2.0 * sum(model.get_parameter(name).numel() for name in trainable.names)
 
 
-def _checkpoint_activations(model: Any) -> None:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.disable_input_require_grads()
+@contextmanager
+def _training_mode(model: Any, activation_checkpointing: bool) -> Iterator[None]:
+    """Training mode, activations recomputed where asked; on leaving, evaluation mode as before."""
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.disable_input_require_grads()
+    model.train()
+    try:
+        yield
+    finally:
+        if activation_checkpointing:
+            model.gradient_checkpointing_disable()
+        model.eval()
 
 
 def _say_what_trains(workspace: Workspace, training: Training, trainable: Trainable) -> None:

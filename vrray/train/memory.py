@@ -57,8 +57,9 @@ def estimate_memory(
     kept = 1 if activation_checkpointing else _ACTIVATIONS_PER_TOKEN_AND_LAYER
     return MemoryEstimate(
         frozen=frozen * width // (1 if resident else workers),
-        # Weights, gathered, with the copy that restores the base; gradients before they are reduced.
-        trained=trained * width * (3 if resident else 2),
+        # Whole on each worker: weights (unless partitioned), the copy that restores the base, gradients, the bucket
+        # that they are reduced in, and the gathered result.
+        trained=trained * width * (5 if resident else 4),
         # Sharded: float32 master weights, two moments, gradient.
         optimizer=trained * 16 // workers,
         activations=micro_batch * tokens * shape.hidden * width * (kept * shape.depth + 4 * (kept == 1)),
