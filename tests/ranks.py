@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 
-def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, seconds: float = 180) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, seconds: float = 420) -> list[Any]:
     """Call `function(*arguments)` on `world` one-thread processes of a gloo group; the results in the order of ranks.
 
     The function must be at the top of a module. An error on a rank, or a rank that is not done in time, fails the
@@ -28,16 +29,16 @@ def run_ranks(function: Callable[..., Any], world: int, *arguments: Any, seconds
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), _free_port()
+        folder, port, deadline = Path(name), _free_port(), time.time() + seconds
         processes = [
-            context.Process(target=_rank, args=(function, arguments, rank, world, port, folder, seconds), daemon=True)
+            context.Process(target=_rank, args=(function, arguments, rank, world, port, folder, deadline), daemon=True)
             for rank in range(world)
         ]
         try:
             for process in processes:
                 process.start()
-            deadline = time.monotonic() + seconds + 15  # ranks dump their stacks and exit before
-            while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+            # At the deadline a rank writes its stack and exits, where it can.
+            while any(process.is_alive() for process in processes) and time.time() < deadline + 10:
                 if any(process.exitcode for process in processes):
                     break
                 time.sleep(0.05)
@@ -61,15 +62,16 @@ def _rank(
     world: int,
     port: int,
     folder: Path,
-    seconds: float,
+    deadline: float,
 ) -> None:
     here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in here.items()})
     torch.set_num_threads(1)
     with (folder / f"rank {rank}.log").open("w") as log:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=log)
+        faulthandler.dump_traceback_later(max(1.0, deadline - time.time()), exit=True, file=log)
+        gc.freeze()  # what was imported need not be looked through each time that a training cleans up
         try:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=2 * seconds))
+            dist.init_process_group("gloo", timeout=timedelta(hours=1))
             result = function(*arguments)
             (folder / f"rank {rank}.result").write_bytes(pickle.dumps(result))
             dist.destroy_process_group()

@@ -110,4 +110,4 @@ def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     for name in SweepSpec.model_fields:
         assert f"--{name.replace('_', '-')}" in text
-    assert "evaluation tasks [easy-vqa easy-vqa-yesno capitals continents]" in " ".join(text.split())
+    assert "easy-vqa-yesno, capitals, continents [easy-vqa capitals]" in " ".join(text.split())

@@ -72,7 +72,7 @@ def test_plans_are_nested_and_spare_the_region() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prune", "counts"), [([2, 0, 2, 1], [0, 1, 2]), ([0.5, 3], [3]), ([0.3, 0.0], [0, 2]), ([1, 0.1], [1]), ([], [])]
+    ("prune", "counts"), [([2, 0, 2, 1], [0, 1, 2]), ([0.5, 3], [0, 3]), ([0.3, 0.0], [0, 2]), ([1, 0.1], [0, 1])]
 )
 def test_amounts_become_counts(prune: list[int | float], counts: list[int]) -> None:
     assert removal_counts(prune, REGION) == counts
@@ -80,7 +80,7 @@ def test_amounts_become_counts(prune: list[int | float], counts: list[int]) -> N
 
 @pytest.mark.parametrize(("region", "most"), [(REGION, 4), (place("all", DEPTH), 5), (Region.none(DEPTH), 5)])
 def test_too_many_says_how_many_can_go(region: Region, most: int) -> None:
-    assert removal_counts([most], region) == [most]
+    assert removal_counts([most], region) == [0, most]
     with pytest.raises(
         PruningError, match=rf"cannot remove {most + 1} layers: {most} of 6 may go .*{region.name}; prune"
     ):

@@ -97,7 +97,7 @@ def test_a_row_longer_than_the_limit_is_refused(processor: Any) -> None:
     (row,) = encode(processor, TALK)
     length = len(row.ids)
     assert encode(processor, TALK, max_length=length) == [row]
-    with pytest.raises(DataError, match=f"'talk' has {length} tokens, max_length is {length - 1}; shorten or raise"):
+    with pytest.raises(DataError, match=f"'talk' has {length} tokens, the limit is {length - 1}; split its turns"):
         encode(processor, TALK, max_length=length - 1)
 
 
