@@ -148,8 +148,15 @@ class Ground:
     rows: tuple[Row, ...]
 
     def workspace(self) -> Workspace:
-        """This process's workspace, as a Ray Train worker sets it up."""
+        """This rank's workspace, as a Ray Train worker sets it up; a process group must be there."""
         workspace = Workspace.set_up(self.store, self.model, self.base, "fp32")
+        workspace.use_features(self.chunks)
+        return workspace
+
+    def workspace_alone(self) -> Workspace:
+        """A workspace of one rank without a process group."""
+        model, processor = load_model(Path(self.model)), load_processor(Path(self.model))
+        workspace = Workspace(Store(self.store), model, processor, self.base, torch.device("cpu"), rank=0, world=1)
         workspace.use_features(self.chunks)
         return workspace
 

@@ -94,7 +94,7 @@ class SweepSpec(Frozen):
         min_length=1,
         description="evaluation tasks: easy-vqa, easy-vqa-yesno, capitals, continents",
     )
-    examples: int = Field(48, ge=8, description="examples of each task and split")
+    examples: int = Field(40, ge=8, description="examples of each task and split")
     calibration: int = Field(48, ge=2, description="training rows that rank the layers for pruning")
     mode: Literal["full", "lora"] | None = Field(None, description="train full parameters or LoRA [the model's recipe]")
     learning_rates: list[PositiveFloat] | None = Field(
@@ -105,7 +105,7 @@ class SweepSpec(Frozen):
     micro_batch: int = Field(8, ge=1, description="rows a worker takes at once; the rest of its share accumulates")
     epochs: float | None = Field(None, gt=0, description="passes over the data [the model's recipe]")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs [the model's recipe]")
-    projector_steps: int = Field(52, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
+    projector_steps: int = Field(48, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32"
     )

@@ -10,7 +10,7 @@ import torch
 from ranks import run_ranks
 from tiny import DEPTH, Ground
 
-from vrray.data.batches import collate
+from vrray.data.batches import collate, global_batches, rank_share
 from vrray.data.encode import Row
 from vrray.errors import TrainingError
 from vrray.region import Region, place
@@ -52,14 +52,12 @@ def uneven_rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 
 def run(workspace: Workspace, rows: tuple[Row, ...], training: Training) -> Run:
     before = {name: tensor.clone() for name, tensor in workspace.model.state_dict().items()}
-    modules = [(name, type(module), module.training) for name, module in workspace.model.named_modules()]
+    modules = states(workspace.model)
     reported: list[float] = []
     training = replace(training, rows=training.rows or rows)
     loss_before = whole_loss(workspace, rows)
     trained = train(workspace, training, lambda metrics: reported.append(metrics["step"]), report_every=2)
-    untouched = base_is(workspace.model, before) and modules == [
-        (name, type(module), module.training) for name, module in workspace.model.named_modules()
-    ]
+    untouched = base_is(workspace.model, before) and states(workspace.model) == modules
     recipe = training.recipe
     adapted = recipe.mode == "lora" and len(training.region) > 0
     rank, alpha = (recipe.lora_rank, recipe.lora_alpha) if adapted else (0, 0)
@@ -67,6 +65,14 @@ def run(workspace: Workspace, rows: tuple[Row, ...], training: Training) -> Run:
     with applied(workspace.model, delta, workspace.base):
         loss_after = whole_loss(workspace, rows)
     return Run(trained, tuple(reported), untouched, loss_before, loss_after)
+
+
+def states(model: Any) -> list[tuple[Any, ...]]:
+    """What a training could leave switched on."""
+    return [
+        (name, type(module), module.training, getattr(module, "gradient_checkpointing", False))
+        for name, module in model.named_modules()
+    ]
 
 
 def base_is(model: Any, before: dict[str, torch.Tensor]) -> bool:

@@ -22,7 +22,7 @@ from vrray.metrics import exact_match, mean_interval
 from vrray.scores import AngularDistance, LayerScores
 from vrray.train.workspace import Workspace
 
-_LATENCY_TOKENS = 12
+_LATENCY_TOKENS = 10
 
 
 @dataclass(frozen=True)

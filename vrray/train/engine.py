@@ -8,11 +8,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
@@ -112,12 +113,22 @@ def gather_weights(parameters: dict[str, nn.Parameter], names: tuple[str, ...]) 
     return weights
 
 
-def full_gradients(parameters: dict[str, nn.Parameter], names: tuple[str, ...]) -> dict[str, torch.Tensor | None]:
-    """Gradients after a backward pass, summed over ranks as the optimizer will see them. All ranks must call it."""
-    import_deepspeed()
-    from deepspeed.utils import safe_get_full_grad
+def received_gradient(parameters: dict[str, nn.Parameter], parts: Sequence[tuple[str, ...]]) -> list[bool]:
+    """For each group of parameter names, whether a backward pass gave any of them a gradient that is not zero.
 
-    return {name: safe_get_full_grad(parameters[name]) for name in names}
+    Each rank looks at its own shard of the reduced gradients; all ranks must call it and get the same answer.
+    """
+    import_deepspeed()
+    from deepspeed.utils import safe_get_local_grad
+
+    def seen(name: str) -> bool:
+        shard = safe_get_local_grad(parameters[name])
+        return shard is not None and bool(shard.any())
+
+    device = next(iter(parameters.values())).device
+    flags = torch.tensor([float(any(seen(name) for name in names)) for names in parts], device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags]
 
 
 def _end(engine: Any, module: nn.Module, originals: dict[nn.Parameter, torch.Tensor]) -> None:

@@ -25,7 +25,7 @@ from vrray.errors import TrainingError
 from vrray.models.loading import decoder_layers
 from vrray.region import Region
 from vrray.specs import Recipe
-from vrray.train.engine import deepspeed_config, full_gradients, gather_weights, started_engine
+from vrray.train.engine import deepspeed_config, gather_weights, received_gradient, started_engine
 from vrray.train.trainable import Trainable, choose_trainable, delta_name, frozen_as_buffers
 from vrray.train.workspace import Workspace, forget_peak, peak_mib
 
@@ -199,9 +199,9 @@ class _Run:
         return layers | ({"projector": self.trainable.projector} if images else {})
 
     def _check_gradients(self, parts: dict[str, tuple[str, ...]]) -> None:
-        for part, names in parts.items():
-            gradients = full_gradients(self.parameters, names).values()
-            if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+        received = received_gradient(self.parameters, list(parts.values()))
+        for part, flag in zip(parts, received, strict=True):
+            if not flag:
                 raise TrainingError(f"{part} should train but received no gradient in the first step")
         trained = set(self.trainable.names)
         for name, parameter in self.workspace.model.named_parameters():

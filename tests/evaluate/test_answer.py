@@ -1,0 +1,137 @@
+"""Answers: the same however examples are batched, the same as a plain forward pass gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import IMAGE_TOKENS, Ground
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from vrray.data.encode import encode_prompt
+from vrray.data.tasks import MAX_NEW_TOKENS, Example
+from vrray.evaluate.answer import _option_likelihoods, calibration_batches, choose_options, generate_answers
+from vrray.models.loading import decoder_layers
+from vrray.train.workspace import Workspace
+
+QUESTIONS = ["Which colour?", "What?", "Is it a circle or a square in this picture? Say yes or no."]
+OPTIONS = [("red", "blue"), ("a big red circle in a square", "no", "yes yes"), ("x", "y", "z", "w")]
+
+
+@pytest.fixture(scope="module")
+def workspace(ground: Ground) -> Workspace:
+    return ground.workspace_alone()
+
+
+@pytest.fixture(scope="module")
+def asked(ground: Ground) -> list[Example]:
+    """Questions of different lengths, with and without an image, in mixed order."""
+    seen = [Example(f"s{n}", QUESTIONS[n % 3], "red", image) for n, image in enumerate(ground.photos[:8])]
+    return [*seen[:4], *(Example(f"t{n}", question, "red") for n, question in enumerate(QUESTIONS)), *seen[4:]]
+
+
+@pytest.fixture(scope="module")
+def choices() -> list[Example]:
+    return [
+        Example(f"c{n}", f"{QUESTIONS[n % 3]} It is" * (1 + n % 2), OPTIONS[n % 3][0], options=OPTIONS[n % 3])
+        for n in range(7)
+    ]
+
+
+def images(workspace: Workspace, example: Example) -> Any:
+    if example.image is None:
+        return None
+    projected = workspace.model.model.multi_modal_projector(workspace.features[example.image].float()[None])
+    return {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}
+
+
+@torch.inference_mode()
+def greedy_by_hand(workspace: Workspace, example: Example) -> str:
+    """One example alone, no cache: a whole forward pass for every token."""
+    tokenizer = workspace.processor.tokenizer
+    ids = encode_prompt(example.question, workspace.processor, IMAGE_TOKENS, with_image=example.image is not None)
+    found: list[int] = []
+    while len(found) < MAX_NEW_TOKENS and tokenizer.eos_token_id not in found:
+        encoder_outputs = images(workspace, example)
+        output = workspace.model(input_ids=torch.tensor([ids + found]), mm_encoder_outputs=encoder_outputs)
+        found.append(int(output.logits[0, -1].argmax()))
+    return tokenizer.decode(found, skip_special_tokens=True)
+
+
+@torch.inference_mode()
+def likelihood_by_hand(workspace: Workspace, question: str, option: str) -> float:
+    tokenizer = workspace.processor.tokenizer
+    prompt, rest = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (question, f" {option}"))
+    logits = workspace.model(input_ids=torch.tensor([prompt + rest])).logits[0].log_softmax(-1)
+    return sum(float(logits[len(prompt) + place - 1, token]) for place, token in enumerate(rest))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+@pytest.mark.parametrize("blind", [False, True])
+def test_generated_answers_are_those_of_a_plain_loop(
+    workspace: Workspace, asked: list[Example], batch: int, blind: bool
+) -> None:
+    expected = [greedy_by_hand(workspace, replace(example, image=None) if blind else example) for example in asked]
+    assert generate_answers(workspace, asked, blind=blind, batch=batch) == expected
+    assert len(set(expected)) > 2
+
+
+def test_the_image_matters_unless_blind(workspace: Workspace, ground: Ground) -> None:
+    same_question = [Example(image, "Which colour?", "red", image) for image in ground.photos]
+    assert len(set(generate_answers(workspace, same_question, blind=False, batch=5))) > 1
+    (answer,) = set(generate_answers(workspace, same_question, blind=True, batch=5))
+    assert answer == greedy_by_hand(workspace, Example("t", "Which colour?", "red"))
+
+
+def test_likelihoods_are_those_of_a_plain_forward_pass(workspace: Workspace, choices: list[Example]) -> None:
+    tokenizer = workspace.processor.tokenizer
+    prompts = [tokenizer(example.question, add_special_tokens=False)["input_ids"] for example in choices]
+    options = [
+        [tokenizer(f" {option}", add_special_tokens=False)["input_ids"] for option in example.options]
+        for example in choices
+    ]
+    with torch.inference_mode():
+        found = _option_likelihoods(workspace, prompts, options)
+    for example, likelihoods in zip(choices, found, strict=True):
+        expected = [likelihood_by_hand(workspace, example.question, option) for option in example.options]
+        assert likelihoods == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_the_likeliest_option_is_chosen(workspace: Workspace, choices: list[Example], batch: int) -> None:
+    expected = [
+        max(example.options, key=lambda option: likelihood_by_hand(workspace, example.question, option))
+        for example in choices
+    ]
+    assert choose_options(workspace, choices, batch=batch) == expected
+    reordered = [replace(example, options=example.options[::-1]) for example in choices]
+    assert choose_options(workspace, reordered, batch=batch) == expected
+
+
+def test_options_of_one_token(workspace: Workspace) -> None:
+    tokenizer = workspace.processor.tokenizer
+    texts = [tokenizer.decode([token]) for token in range(4, 320)]
+    single = [text[1:] for text in texts if text.startswith(" ") and len(text) > 1]
+    assert len(single) >= 3
+    example = Example("c", "Which?", single[0], options=tuple(single[:3]))
+    expected = max(single[:3], key=lambda option: likelihood_by_hand(workspace, "Which?", option))
+    assert choose_options(workspace, [example], batch=4) == [expected]
+
+
+def test_calibration_sees_what_each_prompt_alone_would_give(workspace: Workspace, ground: Ground) -> None:
+    rows = [ground.rows[index] for index in (0, 14, 3, 22, 7)]
+    seen: list[torch.Tensor] = []
+    last = decoder_layers(workspace.model)[-1]
+    handle = last.register_forward_hook(lambda _, __, output: seen.append(output[:, -1]))
+    try:
+        calibration_batches(workspace, [(row.prompt, row.image) for row in rows], batch=2)
+        together = torch.cat(seen)
+        seen.clear()
+        for row in rows:
+            calibration_batches(workspace, [(row.prompt, row.image)], batch=1)
+        torch.testing.assert_close(together, torch.cat(seen), rtol=1e-4, atol=1e-4)
+        assert float(torch.pdist(together).min()) > 0.1
+    finally:
+        handle.remove()

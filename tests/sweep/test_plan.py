@@ -1,0 +1,223 @@
+"""What a sweep is about to do: trials and their keys, what is reused, what is refused. Ray is not started."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import DEPTH, Ground, tiny_records
+
+from vrray.data.encode import read_rows
+from vrray.data.records import write_records
+from vrray.data.tasks import Example, Task, TaskExamples
+from vrray.errors import ClusterError, DataError, PruningError, RegionError, SpecError
+from vrray.region import place
+from vrray.specs import Recipe, SweepSpec
+from vrray.store import Store
+from vrray.sweep import prepare as prepare_module
+from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
+from vrray.sweep.prepare import Prepared, prepare
+from vrray.sweep.trial import DELTA, evaluation_key, is_complete, trial_key
+from vrray.train.launch import Capacity
+
+GIB = 2**30
+CAPACITY = Capacity(4, 0, ((4.0, 0.0, 16.0 * GIB),))
+UNIFORM = place("uniform", DEPTH, 2)
+
+
+def key(**changes: Any) -> str:
+    parts = {"site_base": "b", "rows": "r", "region": UNIFORM, "recipe": Recipe(), "seed": 0, "start": "s"}
+    return trial_key(**(parts | changes))
+
+
+def prepared(model: Path, store: Store, **options: Any) -> Prepared:
+    small = {"global_batch": 4, "max_steps": 3, "projector_steps": 2, "examples": 8, "precision": "fp32"}
+    spec = SweepSpec.parse({"model": str(model), "layers": [2], "prune": [0, 1], **small, **options})
+    return prepare(spec, store, gpu=False, worker_memory=8 * GIB)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_equal_layers_share_a_key_however_they_were_chosen() -> None:
+    assert key(region=place("0,3", DEPTH)) == key(region=UNIFORM) == key()
+    assert key(region=place("bottom", DEPTH, 2)) == key(region=place("1,0", DEPTH))
+    assert key(region=place("all", DEPTH)) == key(region=place("top", DEPTH, 1.0))
+    random = place("random", DEPTH, 2, seed=5)
+    assert key(region=random) == key(region=place(",".join(map(str, random)), DEPTH))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"site_base": "other"},
+        {"rows": "other"},
+        {"region": place("0,4", DEPTH)},
+        {"seed": 1},
+        {"start": "other"},
+        {"start": None},
+        *(
+            {"recipe": Recipe(**{name: value})}
+            for name, value in {
+                "mode": "full",
+                "learning_rate": 1e-4,
+                "projector_learning_rate": 1e-4,
+                "global_batch": 64,
+                "epochs": 2.0,
+                "max_steps": 9,
+                "warmup_ratio": 0.1,
+                "gradient_clip": 0.5,
+                "weight_decay": 0.1,
+                "max_length": 1024,
+                "lora_rank": 64,
+                "lora_alpha": 64,
+                "lora_dropout": 0.0,
+                "precision": "fp32",
+            }.items()
+        ),
+    ],
+)
+def test_whatever_determines_the_weights_changes_the_key(change: dict[str, Any]) -> None:
+    assert key(**change) != key()
+
+
+def test_an_evaluation_is_that_of_its_variant_and_questions() -> None:
+    asked = TaskExamples(Task("t", "visual", "exact", ""), "select", (Example("1", "What?", "red", "a.png"),), 0.2)
+    other_answer = replace(asked, examples=(replace(asked.examples[0], answer="blue"),))
+    keys = [
+        evaluation_key("d", (1,), [asked], False),
+        evaluation_key("other", (1,), [asked], False),
+        evaluation_key("d", (1, 2), [asked], False),
+        evaluation_key("d", (1,), [other_answer], False),
+        evaluation_key("d", (1,), [replace(asked, split="test")], False),
+        evaluation_key("d", (1,), [asked, asked], False),
+        evaluation_key("d", (1,), [asked], True),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert evaluation_key("d", [1], [replace(asked, floor=0.9)], False) == keys[0]
+
+
+def test_a_grid_runs_every_distinct_training_once(tiny_model: Path, store: Store) -> None:
+    plan = prepared(tiny_model, store, placements=["all", "uniform", "0,3"], layers=[2, 1.0], prune=[0], seeds=[0, 1])
+    assert len(plan.points()) == 12
+    regions = [(plan.trial(config).region.layers, config["seed"]) for config in plan.configs()]
+    everything = tuple(range(DEPTH))
+    assert sorted(regions) == [(everything, 0), (everything, 1), ((0, 3), 0), ((0, 3), 1)]
+    assert {plan.trial(config).start for config in plan.configs()} == {plan.projector.key}
+
+
+def test_a_random_search_draws_some_of_them(tiny_model: Path, store: Store) -> None:
+    options = {"placements": ["uniform", "bottom", "top"], "learning_rates": [1e-4, 2e-4], "search": "random"}
+    three, again = (prepared(tiny_model, store, trials=3, **options).configs() for _ in range(2))
+    assert three == again
+    assert len({str(config) for config in three}) == 3
+    assert len(prepared(tiny_model, store, trials=20, **options).configs()) == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"placements": ["uniform", "upper"]}, RegionError, "unknown placement 'upper'"),
+        ({"layers": [7]}, RegionError, "layers=7 does not fit a decoder of 6 layers"),
+        ({"prune": [5]}, PruningError, "cannot remove 5 layers: 4 of 6 may go"),
+        ({"tasks": ["mmlu"]}, SpecError, "unknown task 'mmlu'; known are easy-vqa"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_at_once(
+    tiny_model: Path, store: Store, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        prepared(tiny_model, store, **options)
+
+
+def test_rows_are_encoded_once(tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepared(tiny_model, store)
+    monkeypatch.setattr(prepare_module, "encode_records", lambda *_, **__: pytest.fail("encoded again"))
+    again = prepared(tiny_model, store)
+    assert again == first
+    with store.open("rows", first.site.calibration_key) as folder:
+        rows = read_rows(folder)
+    assert (first.rows, first.longest) == (len(rows), max(len(row.ids) for row in rows)) == (12, first.longest)
+
+
+def test_own_data_with_the_demos_tasks(tiny_model: Path, ground: Ground, store: Store, tmp_path: Path) -> None:
+    write_records(tmp_path / "mine.jsonl", tiny_records(ground.photos, 4))
+    photos = Path(ground.store).parent / "photos"
+    plan = prepared(tiny_model, store, data=str(tmp_path / "mine.jsonl"), images=str(photos))
+    assert plan.roots[""] == photos
+    asked = [example.image for group in plan.site.select for example in group.examples if example.image]
+    assert asked and all(image.startswith("demo:") for image in asked)
+    held = {image for chunk in plan.site.chunks for image in chunk.images}
+    assert held >= {*ground.photos, *asked}
+    write_records(tmp_path / "texts.jsonl", tiny_records([], 4))
+    with pytest.raises(DataError, match="has no record with an image; the projector cannot be trained"):
+        prepared(tiny_model, store, data=str(tmp_path / "texts.jsonl"), images=str(photos))
+
+
+def test_the_plan_counts_what_is_left(tiny_model: Path, store: Store) -> None:
+    plan = prepared(tiny_model, store, placements=["uniform", "bottom"], name="where")
+    trials = [plan.trial(config) for config in plan.configs()]
+    text = plan_text(store, plan, trials, CAPACITY, 2)
+    assert "sweep 'where':" in text and "6 decoder layers" in text and "12 training rows" in text
+    assert "trials: 2 (4 variants); 0 complete in the store, 2 to train" in text
+    assert "workers: 2 a trial, 2 trial(s) at once on 4 CPUs and 0 GPUs; DeepSpeed ZeRO-3, fp32" in text
+    assert f"of {CAPACITY.worker_memory(plan.spec) / GIB:.1f} GiB a worker; frozen weights resident" in text
+    images = sum(len(chunk.images) for chunk in plan.site.chunks)
+    assert f"features of {images} images to compute" in text
+    for group in plan.site.select:
+        assert f"{group.task.name} {group.floor:.2f}" in text
+    store.put(DELTA, trials[0].key, lambda folder: None)
+    assert not is_complete(store, plan.site, trials[0])  # it is trained, but not evaluated
+    assert "0 complete in the store, 1 to train" in plan_text(store, plan, trials, CAPACITY, 2)
+
+
+def test_time_follows_from_the_measured_projector_stage(tiny_model: Path, store: Store) -> None:
+    plan = prepared(tiny_model, store, placements=["uniform", "bottom"])
+    trials = [plan.trial(config) for config in plan.configs()]
+    assert estimated_seconds(store, plan, trials, 1) is None
+    store.put(DELTA, plan.projector.key, lambda folder: None, {"flops_per_second": 1e4})
+    whole = estimated_seconds(store, plan, trials, 1)
+    assert whole is not None and whole > 0
+    assert estimated_seconds(store, plan, trials, 2) == pytest.approx(whole / 2)
+    assert estimated_seconds(store, plan, trials[:1], 1) == pytest.approx(whole / 2)
+    store.put(DELTA, trials[0].key, lambda folder: None)
+    left = estimated_seconds(store, plan, trials, 1)
+    assert left is not None and left < whole
+    assert estimated_seconds(store, plan, [], 1) == 0
+
+
+def test_what_cannot_fit_is_refused_with_figures(tiny_model: Path, store: Store) -> None:
+    plan = prepared(tiny_model, store)
+    refuse_too_large(plan, CAPACITY)
+    small = Capacity(2, 0, ((2.0, 0.0, 0.5 * GIB),))
+    with pytest.raises(ClusterError, match=r"would need \d\.\d GiB .* can have 0\.2 GiB; use more --workers, a smaller"):
+        refuse_too_large(plan, small)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpu", "at_once"),
+    [
+        (((4, 0, 8),), None, 2),
+        (((2, 0, 8), (3, 0, 8)), None, 2),
+        (((16, 4, 64),), None, 2),
+        (((16, 4, 64),), False, 8),
+        (((1, 0, 8), (1, 0, 8)), None, 1),
+    ],
+)
+def test_trials_at_once(nodes: tuple[tuple[float, float, float], ...], gpu: bool | None, at_once: int) -> None:
+    sized = tuple((cpus, gpus, memory * GIB) for cpus, gpus, memory in nodes)
+    capacity = Capacity(sum(node[0] for node in nodes), sum(node[1] for node in nodes), sized)
+    assert capacity.trials_at_once(SweepSpec.parse({"workers": 2, "gpu": gpu})) == at_once
+
+
+def test_a_cluster_without_room_for_one_trial() -> None:
+    with pytest.raises(
+        ClusterError, match=r"needs 2 workers with 3 CPU each; the cluster has 4 CPUs .* room for 1\. L"
+    ):
+        CAPACITY.trials_at_once(SweepSpec.parse({"workers": 2, "cpus_per_worker": 3}))
+    with pytest.raises(ClusterError, match="needs 2 workers with 1 CPU and 1 GPU each"):
+        CAPACITY.trials_at_once(SweepSpec.parse({"workers": 2, "gpu": True}))
