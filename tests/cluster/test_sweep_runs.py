@@ -107,10 +107,10 @@ def test_report_and_figures_are_written(sweep: vrray.Sweep, tmp_path: Path) -> N
 
 
 def test_a_repeated_sweep_starts_no_worker(sweep: vrray.Sweep, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(_: object) -> None:
         raise AssertionError("a complete sweep must not start worker groups")
 
-    monkeypatch.setattr("vrray.sweep.run.WorkerGroups", refuse)
+    monkeypatch.setattr("vrray.sweep.run.WorkerGroups.desk", property(refuse))
     again = vrray.tune_layers(**OPTIONS, storage=str(storage))
     assert again.table.equals(sweep.table)
 
