@@ -68,9 +68,9 @@ RECIPES = {"smol": SMOL_RECIPE}
 QUICK: dict[str, Any] = {
     "placements": ["all", "uniform"],
     "prune": [0, 2],
-    "examples": 24,
+    "examples": 16,
     "max_steps": 8,
-    "projector_steps": 32,
+    "projector_steps": 24,
 }
 
 

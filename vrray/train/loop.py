@@ -75,7 +75,7 @@ class SupervisedLoss(nn.Module):
             features_INW = features_INW.new_zeros((1, *features_INW.shape[1:]))
         image_INH = projector(features_INW)
         images = None if idle else {"image": BaseModelOutputWithPooling(pooler_output=list(image_INH))}
-        with _joined(core.get_input_embeddings(), image_INH) if idle else nullcontext():
+        with _joined(core.language_model, image_INH) if idle else nullcontext():
             hidden_RTH = core(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -88,13 +88,18 @@ class SupervisedLoss(nn.Module):
 
 
 @contextmanager
-def _joined(embedding: nn.Module, image_INH: torch.Tensor) -> Iterator[None]:
-    """Add zero times the projector's output to the embeddings.
+def _joined(decoder: nn.Module, image_INH: torch.Tensor) -> Iterator[None]:
+    """Add zero times the projector's output to what enters the decoder, where features would have been filled in.
 
-    Gradients then run down through every decoder layer to the projector, as they do on ranks that have images.
+    Gradients then run down through every decoder layer to the projector, as they do on ranks that have images. The
+    embedding's own output must stay without a gradient: else it would be gathered in this rank's backward pass only.
     """
     zero = 0.0 * image_INH.sum()
-    handle = embedding.register_forward_hook(lambda _, __, embedded_RTH: embedded_RTH + zero)
+
+    def add_zero(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "inputs_embeds": kwargs["inputs_embeds"] + zero}
+
+    handle = decoder.register_forward_pre_hook(add_zero, with_kwargs=True)
     try:
         yield
     finally:
