@@ -78,6 +78,12 @@ def test_amounts_become_counts(prune: list[int | float], counts: list[int]) -> N
     assert removal_counts(prune, REGION) == counts
 
 
+@pytest.mark.parametrize(("depth", "fraction", "count"), [(30, 0.35, 11), (50, 0.29, 15), (6, 0.25, 2)])
+def test_fractions_are_rounded_as_those_of_placements_are(depth: int, fraction: float, count: int) -> None:
+    assert removal_counts([fraction], Region.none(depth)) == [0, count]
+    assert len(place("uniform", depth, fraction)) == count
+
+
 @pytest.mark.parametrize(("region", "most"), [(REGION, 4), (place("all", DEPTH), 5), (Region.none(DEPTH), 5)])
 def test_too_many_says_how_many_can_go(region: Region, most: int) -> None:
     assert removal_counts([most], region) == [0, most]
@@ -103,6 +109,22 @@ def test_wrong_layers_are_refused(model: Any, layers: tuple[int, ...], message: 
     with pytest.raises(PruningError, match=message), pruned(model, layers, REGION):
         pass
     assert list(decoder_layers(model)) == before
+
+
+@pytest.mark.parametrize("layers", [(2, 4), (1,), ()])
+def test_a_pruned_model_is_not_pruned_again(model: Any, layers: tuple[int, ...]) -> None:
+    remove_layers(model, (1, 5), REGION)
+    before = list(decoder_layers(model))
+    message = (
+        r"the model has 4 decoder layers, but the region layers-0-3 is about a decoder of 6; "
+        r"layers are numbered as in the base: .* in one call"
+    )
+    with pytest.raises(PruningError, match=message):
+        remove_layers(model, layers, REGION)
+    with pytest.raises(PruningError, match=message), pruned(model, layers, REGION):
+        pass
+    assert list(decoder_layers(model)) == before
+    assert model.config.text_config.num_hidden_layers == 4
 
 
 def test_the_right_layers_go(model: Any) -> None:

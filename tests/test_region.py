@@ -7,7 +7,7 @@ import json
 import pytest
 
 from vrray.errors import RegionError
-from vrray.region import PLACEMENTS, Region, place
+from vrray.region import PLACEMENTS, Region, fraction_of, place
 
 DEPTHS = range(1, 49)
 COUNTED = ("uniform", "bottom", "lower-middle", "upper-middle", "top", "hybrid", "random")
@@ -127,6 +127,14 @@ def test_only_random_keeps_the_seed():
 )  # fmt: skip
 def test_int_is_a_count_and_float_a_fraction_rounded_half_up(layers, depth, k):
     assert len(place("uniform", depth, layers)) == k
+
+
+@pytest.mark.parametrize(
+    ("depth", "fraction", "count"),
+    [(30, 0.35, 11), (6, 0.25, 2), (50, 0.29, 15), (30, 1 / 3, 10), (6, 0.0, 0), (6, 0.08, 0), (6, 1.0, 6)],
+)
+def test_a_fraction_is_rounded_half_up(depth, fraction, count):
+    assert fraction_of(depth, fraction) == count
 
 
 @pytest.mark.parametrize(

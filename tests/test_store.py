@@ -9,6 +9,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,12 @@ def stored_file(root: Path, key: str, name: str) -> Path:
 @pytest.fixture(params=[Store, RemoteStore])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return request.param(tmp_path)
+
+
+@pytest.fixture(params=[Store, RemoteStore, "in memory"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """Also a store on a file system that is not local at all (pyarrow's own for tests)."""
+    return Store("mock:///root") if request.param == "in memory" else request.param(tmp_path)
 
 
 def test_what_is_put_is_there(store: Store) -> None:
@@ -99,35 +106,144 @@ def test_a_crash_before_the_marker_leaves_nothing_visible(store: Store, monkeypa
         assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "second"}
 
 
-def test_a_truncated_or_lost_file_is_found(store: Store, tmp_path: Path) -> None:
-    store.put("kind", "k", writing(a="0123456789"))
-    stored_file(tmp_path, "k", "a.txt").write_text("01234")
-    with pytest.raises(StoreError, match=r"a\.txt is not what was committed"), store.open("kind", "k"):
+def cut(path: Path) -> None:
+    path.write_text("01234")
+
+
+def alter(path: Path) -> None:
+    path.write_text("0123x56789")
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"), [(cut, "5 bytes instead of 10"), (Path.unlink, "missing"), (alter, "another SHA-256")]
+)
+def test_a_damaged_artefact_is_found_and_rebuilt(
+    store: Store, tmp_path: Path, damage: Callable[[Path], None], found: str
+) -> None:
+    if store.is_local and damage is alter:
+        pytest.skip("files that are read in place are checked by size only")
+    store.put("kind", "k", writing(a="0123456789", b="whole"))
+    damage(stored_file(tmp_path, "k", "a.txt"))
+    whole = stored_file(tmp_path, "k", "b.txt")
+    message = rf"{tmp_path}/kind/k: a\.txt is not what was committed \({found}\); it is rebuilt on the next run"
+    with pytest.raises(StoreError, match=message), store.open("kind", "k"):
         pass
-    if store.is_local:
-        stored_file(tmp_path, "k", "a.txt").unlink()
-        with pytest.raises(StoreError, match=r"a\.txt is not what was committed"), store.open("kind", "k"):
+    assert not store.has("kind", "k")
+    assert whole.read_text() == "whole"  # somebody may be reading it
+    store.put("kind", "k", writing(a="0123456789"))
+    with store.open("kind", "k") as folder:
+        assert (folder / "a.txt").read_text() == "0123456789"
+
+
+def test_a_rebuilt_artefact_outlives_the_discovery_of_the_old_damage(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("kind", "k", writing(a="0123456789"))
+    cut(stored_file(tmp_path, "k", "a.txt"))
+    check = Store._check_sizes
+
+    def rebuild_then_check(self: Store, *args: Any) -> None:
+        monkeypatch.undo()
+        with pytest.raises(StoreError), Store(tmp_path).open("kind", "k"):
             pass
+        store.put("kind", "k", writing(a="rebuilt"))
+        check(self, *args)
+
+    monkeypatch.setattr(Store, "_check_sizes", rebuild_then_check)
+    with pytest.raises(StoreError, match="5 bytes instead of 10"), store.open("kind", "k"):
+        pass
+    with store.open("kind", "k") as folder:
+        assert (folder / "a.txt").read_text() == "rebuilt"
 
 
-def test_a_download_is_verified_and_removed(tmp_path: Path) -> None:
+def test_damage_in_a_store_that_cannot_be_written_says_what_to_delete(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put("kind", "k", writing(a="0123456789"))
+    cut(stored_file(tmp_path, "k", "a.txt"))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Store, "_remove", refuse)
+    message = rf"its {MARKER} cannot be removed \(read-only\): delete the folder to have it rebuilt"
+    with pytest.raises(StoreError, match=message), store.open("kind", "k"):
+        pass
+
+
+def test_a_download_is_removed(tmp_path: Path) -> None:
     store = RemoteStore(tmp_path)
     store.put("kind", "k", writing(a="0123456789"))
     with store.open("kind", "k") as folder:
         assert tmp_path not in folder.parents
         assert (folder / "a.txt").read_text() == "0123456789"
     assert not folder.exists()
-    stored_file(tmp_path, "k", "a.txt").write_text("0123x56789")
-    with pytest.raises(StoreError, match=r"a\.txt is not what was committed"), store.open("kind", "k"):
-        pass
 
 
-def test_a_damaged_marker_says_so(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_damaged_marker_says_so_and_counts_no_more(store: Store, tmp_path: Path) -> None:
     store.put("kind", "k", writing(a="one"))
     (tmp_path / "kind" / "k" / MARKER).write_text("{")
-    with pytest.raises(StoreError, match=rf"{MARKER} is damaged .*; delete it to rebuild"):
+    with pytest.raises(StoreError, match=rf"{MARKER} is not what was committed .*; it is rebuilt on the next run"):
         store.describe("kind", "k")
+    assert not store.has("kind", "k")
+
+
+def test_what_is_deleted_is_gone(any_store: Store) -> None:
+    for key in ("k", "k2"):
+        any_store.put("kind", key, writing(a=key, b="two"))
+    any_store.delete("kind", "k")
+    assert not any_store.has("kind", "k")
+    assert any_store.names("kind") == ["k2"]
+    any_store.put("kind", "k", writing(a="new"))
+    with any_store.open("kind", "k") as folder:
+        assert [path.read_text() for path in folder.iterdir()] == ["new"]
+
+
+def test_deleting_what_is_not_there_does_nothing(any_store: Store) -> None:
+    any_store.delete("kind", "k")
+    any_store.put("kind", "other", writing(a="one"))
+    any_store.delete("kind", "k")
+    assert any_store.keys("kind") == ["other"]
+
+
+def test_deleting_leaves_no_data_of_an_attempt_that_was_not_committed(any_store: Store) -> None:
+    any_store.write_text("kind/k/attempt/a.txt", "half")
+    any_store.delete("kind", "k")
+    assert any_store.names("kind") == []
+
+
+def test_a_crash_while_deleting_leaves_nothing_that_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["", "/step-5/rank-0-of-2", "/step-5/rank-1-of-2"]
+    for key in keys:
+        store.put("checkpoint", f"abc{key}", writing(a="one"))
+    remove = Store._remove
+
+    def crash_at_folders(self: Store, how: Callable[[str], None], path: str) -> None:
+        if not path.endswith(MARKER):
+            raise RuntimeError("the node is gone")
+        remove(self, how, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_remove", crash_at_folders)
+        with pytest.raises(RuntimeError, match="the node is gone"):
+            store.delete("checkpoint", "abc")
+    assert not any(store.has("checkpoint", f"abc{key}") for key in keys)
+    assert store.names("checkpoint") == ["abc"]
+    store.delete("checkpoint", "abc")
+    assert store.names("checkpoint") == []
+
+
+def test_keys_are_those_of_complete_artefacts_of_one_level(any_store: Store) -> None:
+    assert any_store.keys("checkpoint") == []
+    for key in ("b", "a", "abc/step-5/rank-1-of-2", "abc/step-5/rank-0-of-2"):
+        any_store.put("checkpoint", key, writing(a="one"))
+    any_store.write_text("checkpoint/not-committed/attempt/a.txt", "half")
+    any_store.write_text("checkpoint/a-file", "plain")
+    assert any_store.keys("checkpoint") == ["a", "b"]
+    assert any_store.keys("checkpoint/abc") == []
+    assert any_store.keys("checkpoint/abc/step-5") == ["rank-0-of-2", "rank-1-of-2"]
+    any_store.delete("checkpoint/abc/step-5", "rank-0-of-2")
+    assert any_store.keys("checkpoint/abc/step-5") == ["rank-1-of-2"]
 
 
 def test_folders_in_an_artefact_are_refused(tmp_path: Path) -> None:
@@ -168,7 +284,7 @@ def test_two_writers_end_with_one_whole_artefact(tmp_path: Path, kind: str) -> N
         }
 
 
-@pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", "", "..", "a/.."])
+@pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", "", "..", "a/..", ".", "a//b", "a/"])
 def test_names_outside_the_store_are_refused(tmp_path: Path, name: str) -> None:
     store = Store(tmp_path / "root")
     for act in (
@@ -176,6 +292,8 @@ def test_names_outside_the_store_are_refused(tmp_path: Path, name: str) -> None:
         lambda: store.read_bytes(name),
         lambda: store.names(name),
         lambda: store.has("kind", name),
+        lambda: store.delete("kind", name),
+        lambda: store.keys(name),
         lambda: store.put(name, "k", writing(a="x")),
     ):
         with pytest.raises(StoreError, match="is not a name inside the store"):

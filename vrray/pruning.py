@@ -10,7 +10,7 @@ from torch import nn
 
 from vrray.errors import PruningError
 from vrray.models.loading import LAYERS, decoder_layers
-from vrray.region import Region
+from vrray.region import Region, fraction_of
 from vrray.scores import LayerScores, least_important_first
 
 
@@ -25,14 +25,17 @@ def removable(region: Region) -> tuple[int, ...]:
 def removal_counts(prune: Sequence[int | float], region: Region) -> list[int]:
     """Amounts (counts, or fractions of the depth) as distinct counts, ascending; 0, the unpruned variant, is always in.
 
+    Fractions are rounded half up, as those of a placement are.
+
     Raises:
         PruningError: more layers would go than lie outside the region.
     """
-    counts = sorted({0, *(round(amount * region.depth) if isinstance(amount, float) else amount for amount in prune)})
-    available = min(len(removable(region)), region.depth - 1)
+    depth = region.depth
+    counts = sorted({0, *(fraction_of(depth, amount) if isinstance(amount, float) else amount for amount in prune)})
+    available = min(len(removable(region)), depth - 1)
     if counts[-1] > available:
         raise PruningError(
-            f"cannot remove {counts[-1]} layers: {available} of {region.depth} may go beside the region {region.name}; "
+            f"cannot remove {counts[-1]} layers: {available} of {depth} may go beside the region {region.name}; "
             f"prune at most {available}, or tune fewer layers"
         )
     return counts
@@ -48,11 +51,11 @@ def remove_layers(model: nn.Module, layers: Sequence[int], region: Region) -> No
     """Remove decoder layers (numbered as in the base) for good: renumber the cache's indices, correct the config.
 
     Raises:
-        PruningError: a layer lies in the region or is not there.
+        PruningError: a layer lies in the region or is not there, or the model has lost layers before.
     """
-    _check(layers, region)
-    kept = [index for index in range(region.depth) if index not in set(layers)]
     current = decoder_layers(model)
+    _check(len(current), layers, region)
+    kept = [index for index in range(region.depth) if index not in set(layers)]
     kinds = [kind and [kind[index] for index in kept] for kind in _layer_types(model)]
     _install(model, [current[index] for index in kept], kinds)
 
@@ -68,7 +71,12 @@ def pruned(model: nn.Module, layers: Sequence[int], region: Region) -> Iterator[
         _install(model, whole, kinds)
 
 
-def _check(layers: Sequence[int], region: Region) -> None:
+def _check(depth: int, layers: Sequence[int], region: Region) -> None:
+    if depth != region.depth:
+        raise PruningError(
+            f"the model has {depth} decoder layers, but the region {region.name} is about a decoder of {region.depth}; "
+            "layers are numbered as in the base: start from the whole base and remove all of them in one call"
+        )
     protected = sorted(set(layers) & set(region.layers) - set(removable(region)))
     if protected:
         raise PruningError(f"layers {protected} belong to the region {region.name} and are protected from pruning")

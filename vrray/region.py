@@ -153,6 +153,12 @@ def place(placement: str, depth: int, layers: int | float = 0.25, seed: int = 0)
     return Region(_CHOICES[name](depth, k, seed), depth, name, seed if name == "random" else None)
 
 
+def fraction_of(depth: int, fraction: float) -> int:
+    """How many layers a fraction of a decoder is: rounded half up, as one does by hand (0.35 of 30 layers is 11)."""
+    # Decimal, because 0.29 * 50 in floats is below the 14.5 that the user wrote.
+    return int((Decimal(str(float(fraction))) * depth).to_integral_value(ROUND_HALF_UP))
+
+
 def _is_int(value: object) -> TypeGuard[int]:
     # bool is a subclass of int, and JSON's true must not become layer 1.
     return isinstance(value, int) and not isinstance(value, bool)
@@ -229,9 +235,7 @@ def _count(layers: object, depth: int) -> int:
     if _is_int(layers) and 1 <= layers <= depth:
         return layers
     if isinstance(layers, float) and 0 < layers <= 1:
-        # Decimal, because 0.29 * 50 in floats is below the 14.5 that the user wrote.
-        share = Decimal(str(float(layers))) * depth
-        return max(1, int(share.to_integral_value(ROUND_HALF_UP)))
+        return max(1, fraction_of(depth, layers))
     raise RegionError(
         f"layers={layers!r} does not fit a decoder of {depth} layers; set layers to a count from 1 to {depth} "
         "(an int: 1 is one layer) or to a fraction above 0 and at most 1.0 (a float: 1.0 is every layer)"

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +88,40 @@ class Store:
         marker = {"attempt": attempt, "files": files, "info": info}
         self.write_text(f"{kind}/{key}/{MARKER}", json.dumps(marker, indent=1, sort_keys=True))
 
+    def delete(self, kind: str, key: str) -> None:
+        """Remove an artefact with all that lies in its folder; nothing happens when there is none.
+
+        Markers go first, so that a crash in between leaves nothing that could be taken for a whole artefact.
+        """
+        folder = self._path(kind, key)
+        for entry in self._fs.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
+            if entry.base_name == MARKER:
+                self._remove(self._fs.delete_file, entry.path)
+        self._remove(self._fs.delete_dir, folder)
+
+    def keys(self, kind: str) -> list[str]:
+        """The keys of the complete artefacts directly below a kind, sorted.
+
+        Of a key with slashes, all but the last part is given with the kind, such as `keys("checkpoint/abc/step-5")`.
+        """
+        names = self.names(kind)
+        markers = self._fs.get_file_info([self._path(kind, name, MARKER) for name in names])
+        return [name for name, marker in zip(names, markers, strict=True) if marker.type == pafs.FileType.File]
+
     @contextmanager
     def open(self, kind: str, key: str) -> Iterator[Path]:
         """A local folder with the artefact's files, to read: in place when local, else a verified download.
 
+        An artefact that is found damaged loses its marker, so that the next run rebuilds it.
+
         Raises:
-            StoreError: there is no complete artefact, or a file is not what was committed (checked by size when local,
-                by hash when downloaded).
+            StoreError: there is no complete artefact, or a file is not what was committed (checked by size, and by hash
+                when downloaded).
         """
         marker = self._marker(kind, key)
         source = self._path(kind, key, marker["attempt"])
+        self._check_sizes(kind, key, marker)
         if self.is_local:
-            for name, expected in marker["files"].items():
-                path = Path(source, name)
-                if not path.is_file() or path.stat().st_size != expected["bytes"]:
-                    raise self._damaged(kind, key, name)
             yield Path(source)
             return
         scratch = Path(tempfile.mkdtemp(prefix="vrray-"))
@@ -110,7 +129,7 @@ class Store:
             for name, expected in marker["files"].items():
                 self._copy_out(f"{source}/{name}", scratch / name)
                 if _sha256(scratch / name) != expected["sha256"]:
-                    raise self._damaged(kind, key, name)
+                    raise self._damaged(kind, key, name, "another SHA-256", marker["attempt"])
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -153,7 +172,7 @@ class Store:
 
     def _path(self, *parts: str) -> str:
         for part in parts:
-            if not part or part.startswith("/") or ".." in part.split("/"):
+            if {"", ".", ".."} & set(part.split("/")):
                 raise StoreError(f"{'/'.join(parts)!r} is not a name inside the store")
         return "/".join([self._root.rstrip("/"), *parts])
 
@@ -166,13 +185,40 @@ class Store:
         except StoreError:
             raise StoreError(f"{self.uri}: no complete artefact {kind}/{key}") from None
         except ValueError as error:
-            raise StoreError(f"{self.uri}/{kind}/{key}/{MARKER} is damaged ({error}); delete it to rebuild") from error
+            raise self._damaged(kind, key, MARKER, str(error)) from error
         return marker
 
-    def _damaged(self, kind: str, key: str, name: str) -> StoreError:
-        return StoreError(
-            f"{self.location(kind, key)}: {name} is not what was committed; delete the folder to have it rebuilt"
-        )
+    def _check_sizes(self, kind: str, key: str, marker: dict[str, Any]) -> None:
+        files = marker["files"]
+        infos = self._fs.get_file_info([self._path(kind, key, marker["attempt"], name) for name in files])
+        for (name, expected), info in zip(files.items(), infos, strict=True):
+            if info.type != pafs.FileType.File:
+                raise self._damaged(kind, key, name, "missing", marker["attempt"])
+            if info.size != expected["bytes"]:
+                found = f"{info.size} bytes instead of {expected['bytes']}"
+                raise self._damaged(kind, key, name, found, marker["attempt"])
+
+    def _damaged(self, kind: str, key: str, name: str, found: str, attempt: str = "") -> StoreError:
+        """The error for a damaged artefact, which no longer counts as complete from here on: its marker is removed.
+
+        A marker that does not name `attempt` stays: somebody has rebuilt the artefact meanwhile.
+        """
+        remedy = "it is rebuilt on the next run"
+        try:
+            with suppress(StoreError):  # another reader has removed the marker
+                if attempt.encode() in self.read_bytes(f"{kind}/{key}/{MARKER}"):
+                    self._remove(self._fs.delete_file, self._path(kind, key, MARKER))
+        except OSError as error:
+            remedy = f"its {MARKER} cannot be removed ({error}): delete the folder to have it rebuilt"
+        return StoreError(f"{self.location(kind, key)}: {name} is not what was committed ({found}); {remedy}")
+
+    def _remove(self, remove: Callable[[str], None], path: str) -> None:
+        try:
+            remove(path)
+        except OSError:
+            # File systems raise different errors for what is not there, so look instead of telling them apart.
+            if self._fs.get_file_info(path).type != pafs.FileType.NotFound:
+                raise
 
     def _copy_in(self, source: Path, target: str) -> None:
         self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
