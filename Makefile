@@ -8,21 +8,23 @@ INSTALLED := $(VENV)/.installed
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: sweep test check bench clean
+.PHONY: sweep test check bench bench-train clean
 
 sweep: $(INSTALLED)
 	$(BIN)/python jobs/sweep.py $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)
-	$(BIN)/python benchmarks/training.py $(ARGS)
+bench: bench-train
+
+bench-train: $(INSTALLED)
+	$(BIN)/python -m benchmarks.training $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt requirements-demo.txt
 	@echo "setting up $(VENV) (once; some minutes)"

@@ -16,6 +16,13 @@ from tiny import Ground, build_tiny, prepare_ground
 from vrray.models.loading import resolve_model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several test processes, a file's tests stay together, and all that start Ray run one after the other."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a random LLaVA with 6 decoder layers; do not write into it."""

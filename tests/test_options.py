@@ -9,7 +9,7 @@ import pytest
 
 from vrray.errors import SpecError
 from vrray.options import parse_options
-from vrray.specs import SweepSpec
+from vrray.specs import FinetuneSpec, RunSpec, SweepSpec
 
 
 def parse(*arguments: object) -> SweepSpec:
@@ -48,7 +48,12 @@ def test_a_flag_equal_to_the_default_wins_too(config: Path) -> None:
         (["--no-gpu"], "gpu", False),
         ([], "gpu", None),
         (["--quick"], "quick", True),
-        (["--activation-checkpointing"], "activation_checkpointing", True),
+        (["--activation-checkpointing", "off"], "activation_checkpointing", "off"),
+        (["--zero", "2"], "zero", 2),
+        (["--zero", "auto"], "zero", "auto"),
+        (["--packing"], "packing", True),
+        (["--no-group-by-length"], "group_by_length", False),
+        (["--loggers", "tensorboard", "mlflow"], "loggers", ["tensorboard", "mlflow"]),
         (["--layers", "1", "1.0", "0.25"], "layers", [1, 1.0, 0.25]),
         (["--seeds", "0", "7"], "seeds", [0, 7]),
         (["--learning-rates", "1e-4", "2e-4"], "learning_rates", [1e-4, 2e-4]),
@@ -68,6 +73,32 @@ def test_a_flag_switches_off_what_the_file_switches_on(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("quick: true\n")
     assert parse("--config", tmp_path / "c.yaml").quick
     assert parse("--config", tmp_path / "c.yaml", "--no-quick") == SweepSpec.parse({})
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "value"),
+    [
+        ("activation_checkpointing: off", "activation_checkpointing", "off"),  # YAML reads false
+        ("activation-checkpointing: on", "activation_checkpointing", "all"),
+        ("activation_checkpointing: auto", "activation_checkpointing", "auto"),
+        ("zero: 2", "zero", 2),
+        ("zero: '2'", "zero", 2),
+        ("loggers: []", "loggers", []),
+    ],
+)
+def test_what_yaml_makes_of_words(tmp_path: Path, content: str, name: str, value: Any) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    found = getattr(parse("--config", tmp_path / "c.yaml"), name)
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_flags_of_a_single_training(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("placement: top\nseed: 3\nactivation_checkpointing: off\n")
+    arguments = ["--config", str(tmp_path / "c.yaml"), "--layers", "1", "--learning-rate", "1e-4", "--seed", "4"]
+    spec = parse_options(FinetuneSpec, "One training.", arguments)
+    expected = {"placement": "top", "layers": 1, "learning_rate": 1e-4, "seed": 4, "activation_checkpointing": "off"}
+    assert spec == FinetuneSpec.parse(expected)
+    assert type(spec.layers) is int
 
 
 def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
@@ -96,7 +127,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
         parse("--config", tmp_path / "absent.yaml")
 
 
-@pytest.mark.parametrize("arguments", [["--placement", "all"], ["--mode", "half"], ["--exam", "96"]])
+@pytest.mark.parametrize("arguments", [["--placement", "all"], ["--mode", "half"], ["--exam", "96"], ["--zero", "4"]])
 def test_unknown_flags_and_choices_end_the_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(*arguments)
@@ -104,10 +135,19 @@ def test_unknown_flags_and_choices_end_the_command(arguments: list[str], capsys:
     assert arguments[0] in capsys.readouterr().err
 
 
-def test_help_names_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("spec", "sample"),
+    [
+        (SweepSpec, "easy-vqa-yesno, capitals, continents [easy-vqa capitals]"),
+        (FinetuneSpec, "layers tuned: a count or a fraction of the depth [0.25]"),
+    ],
+)
+def test_help_names_every_option_with_its_default(
+    spec: type[RunSpec], sample: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        parse("--help")
+        parse_options(spec, "Help.", ["--help"])
     text = capsys.readouterr().out
-    for name in SweepSpec.model_fields:
+    for name in spec.model_fields:
         assert f"--{name.replace('_', '-')}" in text
-    assert "easy-vqa-yesno, capitals, continents [easy-vqa capitals]" in " ".join(text.split())
+    assert sample in " ".join(text.split())

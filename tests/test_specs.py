@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vrray.errors import SpecError
-from vrray.specs import QUICK, SMOL_RECIPE, Recipe, SweepSpec
+from vrray.specs import QUICK, SMOL_RECIPE, FinetuneSpec, Recipe, RunSpec, SweepSpec
 
 
 def test_defaults_are_valid_and_frozen() -> None:
@@ -17,9 +17,11 @@ def test_defaults_are_valid_and_frozen() -> None:
         spec.model = "other"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", SweepSpec.model_fields)
-def test_every_option_is_described(name: str) -> None:
-    assert SweepSpec.model_fields[name].description
+@pytest.mark.parametrize(
+    ("spec", "name"), [(spec, name) for spec in (SweepSpec, FinetuneSpec) for name in spec.model_fields]
+)
+def test_every_option_is_described(spec: type[RunSpec], name: str) -> None:
+    assert spec.model_fields[name].description
 
 
 def test_quick_overrides_the_defaults() -> None:
@@ -93,6 +95,17 @@ def test_counts_stay_apart_from_fractions(name: str, given: Any, kept: int | flo
         ({"workers": 10_007}, r"global_batch \d+ is not a multiple of workers 10007"),
         ({"workers": 2, "global_batch": 5}, "global_batch 5 is not a multiple of workers 2"),
         ({"data": "my.json"}, "a data file needs images"),
+        ({"zero": 4}, r"option zero: .*got 4"),
+        ({"zero": "most"}, r"option zero: .*got 'most'"),
+        ({"zero": 2, "frozen": "partitioned"}, r"frozen partitioned needs zero 3, .* \(got zero 2\)"),
+        ({"zero": 0, "frozen": "partitioned"}, r"frozen partitioned needs zero 3, .* \(got zero 0\)"),
+        ({"activation_checkpointing": "some"}, "option activation_checkpointing: .*got 'some'"),
+        ({"features": "stored"}, "option features: .*got 'stored'"),
+        ({"attention": "fast"}, "option attention: .*got 'fast'"),
+        ({"loggers": ["tensorboard", "csv"]}, "option loggers: .*got 'csv'"),
+        ({"loggers": "wandb"}, "option loggers: .*valid list"),
+        ({"checkpoint_minutes": 0}, "option checkpoint_minutes: .*greater than 0"),
+        ({"max_failures": -1}, "option max_failures: .*greater than or equal to 0"),
         ({"workers": 0, "examples": 0}, "option workers: .*; option examples: |option examples: .*; option workers: "),
     ],
 )
@@ -108,11 +121,105 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
         {"workers": 4, "global_batch": 12},
         {"data": "my.json", "images": "photos"},
         {"prune": [0.5, 2]},
+        {"frozen": "partitioned"},
+        {"frozen": "partitioned", "zero": 3},
+        {"frozen": "resident", "zero": 0},
+        {"loggers": []},
+        {"feature_budget": 0, "features": "auto"},
     ],
 )
 def test_options_that_go_together(options: dict[str, Any]) -> None:
     spec = SweepSpec.parse(options)
     assert {name: getattr(spec, name) for name in options} == options
+
+
+@pytest.mark.parametrize(("given", "kept"), [("auto", "auto"), ("2", 2), (2, 2), ("0", 0), (3, 3)])
+def test_a_stage_is_a_number_however_it_was_written(given: Any, kept: Any) -> None:
+    found = SweepSpec.parse({"zero": given}).zero
+    assert found == kept
+    assert type(found) is type(kept)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(False, "off"), (True, "all"), ("off", "off"), ("auto", "auto")])
+def test_a_switch_reads_as_yaml_means_it(given: Any, kept: str) -> None:
+    assert SweepSpec.parse({"activation_checkpointing": given}).activation_checkpointing == kept
+
+
+@pytest.mark.parametrize(("given", "grouped"), [({}, True), ({"group_by_length": False}, False)])
+def test_grouping_goes_into_the_recipe(given: dict[str, Any], grouped: bool) -> None:
+    for model in ("smol", "a/dir"):
+        assert SweepSpec.parse({"model": model, **given}).recipe().group_by_length == grouped
+
+
+# Every option of a run, away from its default.
+RUN: dict[str, Any] = {
+    "model": "a/dir",
+    "data": "my.json",
+    "images": "photos",
+    "mode": "full",
+    "projector_learning_rate": 0.25,
+    "global_batch": 12,
+    "micro_batch": 3,
+    "epochs": 2.0,
+    "max_steps": 9,
+    "projector_steps": 7,
+    "group_by_length": False,
+    "packing": True,
+    "precision": "fp32",
+    "zero": 1,
+    "frozen": "resident",
+    "activation_checkpointing": "all",
+    "features": "live",
+    "feature_budget": 3.0,
+    "attention": "eager",
+    "compile": True,
+    "liger": True,
+    "checkpoint_minutes": 2.0,
+    "checkpoint_steps": 5,
+    "max_skipped": 1,
+    "max_failures": 0,
+    "node_wait": 9.0,
+    "loggers": ["mlflow", "wandb"],
+    "workers": 4,
+    "cpus_per_worker": 2.0,
+    "gpu": True,
+    "storage": "elsewhere",
+}
+
+
+def test_a_single_training_is_the_sweep_of_one_trial() -> None:
+    assert RUN.keys() == RunSpec.model_fields.keys()
+    assert all(RunSpec.model_fields[name].default != value for name, value in RUN.items())
+    one = FinetuneSpec.parse({**RUN, "placement": "0,3", "layers": "2", "learning_rate": 0.5, "seed": 6})
+    sweep = one.as_sweep()
+    assert {name: getattr(sweep, name) for name in RUN} == RUN
+    assert sweep.recipe() == one.recipe()
+    assert (sweep.placements, sweep.layers, sweep.learning_rates, sweep.seeds) == (["0,3"], [2], [0.5], [6])
+    assert (sweep.prune, sweep.tasks, sweep.search, sweep.trials) == ([0], [], "grid", None)
+
+
+def test_a_single_training_of_the_defaults() -> None:
+    sweep = FinetuneSpec.parse({}).as_sweep()
+    assert (sweep.placements, sweep.layers, sweep.learning_rates, sweep.seeds) == (["uniform"], [0.25], None, [0])
+    assert sweep.recipe() == SMOL_RECIPE
+    (whole,) = FinetuneSpec.parse({"layers": "1.0"}).as_sweep().layers
+    assert type(whole) is float  # all layers, not one
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"placements": ["all"]}, "unknown option 'placements'; did you mean 'placement'?"),
+        ({"layers": [2]}, r"option layers: \[2\] is not a number"),
+        ({"layers": True}, "option layers: True is not a number"),
+        ({"learning_rate": 0}, "option learning_rate: .*greater than 0"),
+        ({"global_batch": 5}, "global_batch 5 is not a multiple of workers 2"),
+        ({"frozen": "partitioned", "zero": 1}, "frozen partitioned needs zero 3"),
+    ],
+)
+def test_wrong_options_of_a_single_training(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        FinetuneSpec.parse(options)
 
 
 def test_recipe_of_a_preset_and_of_other_models() -> None:

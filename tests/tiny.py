@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,14 +27,16 @@ from vrray.data.chunks import FeatureChunk, plan_chunks
 from vrray.data.encode import Row, encode_records
 from vrray.data.features import compute_chunks
 from vrray.data.records import Record, Turn
-from vrray.models.loading import base_identity, load_model, load_processor
+from vrray.models.loading import base_identity, load_model, load_processor, tower_identity
 from vrray.models.smol import CHAT_TEMPLATE
 from vrray.store import Store
+from vrray.train.desk import Setup
 from vrray.train.workspace import Workspace
 
 DEPTH = 6
 IMAGE_SIDE = 28
 IMAGE_TOKENS = 4
+TOWER_WIDTH = 16
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
 _COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (128, 128, 128)}
 _TEXT = "user assistant What is it? Which colour has the big small circle square in this picture? yes no "
@@ -65,7 +67,7 @@ def tiny_lvlm(seed: int = 0, text: PreTrainedConfig | None = None) -> LlavaForCo
     text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     text.pad_token_id = tokenizer.pad_token_id
     vision = CLIPVisionConfig(
-        hidden_size=16,
+        hidden_size=TOWER_WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
@@ -95,9 +97,9 @@ def tiny_lvlm(seed: int = 0, text: PreTrainedConfig | None = None) -> LlavaForCo
     return model
 
 
-def build_tiny(folder: Path, seed: int = 0) -> Path:
+def build_tiny(folder: Path, seed: int = 0, text: PreTrainedConfig | None = None) -> Path:
     """A model directory as users have it."""
-    tiny_lvlm(seed).save_pretrained(folder)
+    tiny_lvlm(seed, text).save_pretrained(folder)
     size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
     LlavaProcessor(
         image_processor=LlavaImageProcessorPil(do_pad=False, size={"shortest_edge": IMAGE_SIDE}, crop_size=size),
@@ -144,20 +146,21 @@ class Ground:
     model: str
     base: str
     chunks: tuple[FeatureChunk, ...]
+    roots: dict[str, Path]
     photos: tuple[str, ...]
     rows: tuple[Row, ...]
 
-    def workspace(self) -> Workspace:
+    def workspace(self, precision: Literal["bf16", "fp32"] = "fp32") -> Workspace:
         """This rank's workspace, as a Ray Train worker sets it up; a process group must be there."""
-        workspace = Workspace.set_up(self.store, self.model, self.base, "fp32")
-        workspace.use_features(self.chunks)
+        workspace = Workspace.set_up(Setup(self.store, self.model, self.base, precision))
+        workspace.use_cached(self.chunks)
         return workspace
 
     def workspace_alone(self) -> Workspace:
         """A workspace of one rank without a process group."""
         model, processor = load_model(Path(self.model)), load_processor(Path(self.model))
         workspace = Workspace(Store(self.store), model, processor, self.base, torch.device("cpu"), rank=0, world=1)
-        workspace.use_features(self.chunks)
+        workspace.use_cached(self.chunks)
         return workspace
 
 
@@ -166,11 +169,11 @@ def prepare_ground(folder: Path, model: Path, photos: int = 12, texts: int = 12)
     (folder / "photos").mkdir()
     names = draw_photos(folder / "photos", photos)
     store, base, roots = Store(folder / "store"), base_identity(model), {"": folder / "photos"}
-    chunks = plan_chunks(names, roots, base, chunk=8)
+    chunks = plan_chunks(names, roots, tower_identity(model), chunk=8)
     processor, vision = load_processor(model), load_model(model).model.vision_tower
     compute_chunks(chunks, roots, vision, AutoConfig.from_pretrained(model), processor.image_processor, store)
     rows = encode_records(tiny_records(names, texts), processor, IMAGE_TOKENS)
-    return Ground(store.uri, str(model), base, tuple(chunks), tuple(names), tuple(rows))
+    return Ground(store.uri, str(model), base, tuple(chunks), roots, tuple(names), tuple(rows))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

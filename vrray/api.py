@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vrray.errors import SpecError
-from vrray.specs import SweepSpec
+from vrray.specs import FinetuneSpec, RunSpec, SweepSpec
 from vrray.store import Store
 
 
@@ -24,7 +23,9 @@ class Sweep:
     def __init__(self, storage: str, name: str):
         self._store, self.name = Store(storage), name
         self.folder = self._store.location("sweeps", name)
-        self.table: pa.Table = pq.read_table(io.BytesIO(self._store.read_bytes(f"sweeps/{name}/table.parquet")))
+        data = self._store.read_bytes(f"sweeps/{name}/table.parquet")
+        # Not read_table: its threads may hold Python objects for longer than a short process lives, and abort it.
+        self.table: pa.Table = pq.ParquetFile(pa.BufferReader(data)).read()
 
     def best(self) -> dict[str, Any]:
         """The row with the highest visual score on the select split."""
@@ -75,6 +76,22 @@ def tune_layers(**options: Any) -> Sweep:
     return run(SweepSpec.parse(options))
 
 
+def finetune(**options: Any) -> dict[str, Any]:
+    """Train one region, or find the same training in the store; its key there, and what was measured.
+
+    Options are the fields of `vrray.specs.FinetuneSpec`; the cluster is found as in `tune_layers`. A training that was
+    interrupted goes on from its last checkpoint.
+
+    Raises:
+        VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
+    """
+    from vrray.sweep.finetune import run_finetune
+
+    spec = FinetuneSpec.parse(options)
+    with connected():
+        return run_finetune(spec)
+
+
 def run(spec: SweepSpec) -> Sweep:
     """`tune_layers` for options that are validated already."""
     from vrray.sweep.run import run_sweep
@@ -90,6 +107,7 @@ def connected() -> Iterator[None]:
     import logging
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep; finished work is in the store
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables would stand beside vrray's own progress
     import ray
 
     if ray.is_initialized():
@@ -102,14 +120,15 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _signature() -> inspect.Signature:
+def _signature(spec: type[RunSpec], returned: Any) -> inspect.Signature:
     parameters = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=field.annotation
         )
-        for name, field in SweepSpec.model_fields.items()
+        for name, field in spec.model_fields.items()
     ]
-    return inspect.Signature(parameters, return_annotation=Sweep)
+    return inspect.Signature(parameters, return_annotation=returned)
 
 
-tune_layers.__signature__ = _signature()  # type: ignore[attr-defined]
+tune_layers.__signature__ = _signature(SweepSpec, Sweep)  # type: ignore[attr-defined]
+finetune.__signature__ = _signature(FinetuneSpec, dict[str, Any])  # type: ignore[attr-defined]

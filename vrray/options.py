@@ -44,7 +44,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     elif repeated:
         parser.add_argument(flag, nargs="+", metavar="VALUE", default=None, help=text)
     else:
-        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else None
+        choices = [str(c) for c in typing.get_args(kind)] if typing.get_origin(kind) is typing.Literal else None
         parser.add_argument(flag, choices=choices, metavar=None if choices else "VALUE", default=None, help=text)
 
 

@@ -47,6 +47,7 @@ class Recipe(Frozen):
     lora_rank: int = Field(128, ge=1)
     lora_alpha: int = Field(256, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
+    group_by_length: bool = True
     precision: Literal["bf16", "fp32"] = "bf16"
 
     def steps(self, rows: int) -> int:
@@ -65,6 +66,7 @@ SMOL_RECIPE = Recipe(
     warmup_ratio=0.1,
 )
 RECIPES = {"smol": SMOL_RECIPE}
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 QUICK: dict[str, Any] = {
     "placements": ["all", "uniform"],
     "prune": [0, 2],
@@ -74,12 +76,93 @@ QUICK: dict[str, Any] = {
 }
 
 
-class SweepSpec(Frozen):
-    """One sweep: which regions are trained, which plans are pruned, on what they are scored, and where it runs."""
+class RunSpec(Frozen):
+    """What every training is told: model, data, recipe, how it runs, and where."""
 
     model: str = Field("smol", description="preset or directory of a LLaVA-family model")
     data: str = Field("demo", description="preset, or a LLaVA JSON or JSONL file")
     images: str | None = Field(None, description="folder that the image names of a data file start from")
+    mode: Literal["full", "lora"] | None = Field(None, description="train full parameters or LoRA [the model's recipe]")
+    projector_learning_rate: float | None = Field(None, gt=0, description="its own rate [the model's recipe]")
+    global_batch: int | None = Field(None, ge=1, description="rows a step over all workers [the model's recipe]")
+    micro_batch: int = Field(8, ge=1, description="rows a worker takes at once; the rest of its share accumulates")
+    epochs: float | None = Field(None, gt=0, description="passes over the data [the model's recipe]")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs [the model's recipe]")
+    projector_steps: int = Field(48, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
+    group_by_length: bool | None = Field(None, description="batches of rows of about one length [the model's recipe]")
+    packing: bool = Field(False, description="put the rows of a micro-batch one behind the other, without padding")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32"
+    )
+    zero: Literal["auto", 0, 1, 2, 3] = Field(
+        "auto", description="ZeRO stage: shard nothing, optimizer, gradients too, weights too; auto: 3"
+    )
+    frozen: Literal["auto", "resident", "partitioned"] = Field(
+        "auto", description="keep frozen weights whole on each worker, or partition them with ZeRO-3 too"
+    )
+    activation_checkpointing: Literal["auto", "off", "all"] = Field(
+        "auto", description="decoder layers that recompute activations; auto: as many as memory asks for"
+    )
+    features: Literal["auto", "cache", "live"] = Field(
+        "auto", description="vision features: computed once and stored, or in every step; auto: by feature-budget"
+    )
+    feature_budget: float = Field(50, ge=0, description="GiB that features=auto may store")
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = Field(
+        "auto", description="auto: flash attention on GPUs where it is installed, else sdpa"
+    )
+    compile: bool = Field(False, description="torch.compile the decoder layers")
+    liger: bool = Field(False, description="Liger's fused kernels, on GPUs where they are installed")
+    checkpoint_minutes: float = Field(10, gt=0, description="minutes between two checkpoints of a training")
+    checkpoint_steps: int | None = Field(None, ge=1, description="steps between two checkpoints, besides the minutes")
+    max_skipped: int = Field(5, ge=0, description="steps in a row that may be skipped because the loss is not finite")
+    max_failures: int = Field(3, ge=0, description="how often a training goes on after its workers were lost")
+    node_wait: float = Field(
+        60, ge=0, description="seconds that a lost node may take to be replaced, before fewer workers go on"
+    )
+    loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(
+        ["tensorboard"], description="where the metrics of each step go: tensorboard, mlflow, wandb"
+    )
+    workers: int = Field(2, ge=1, description="Ray Train workers of one trial")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs of one worker")
+    gpu: bool | None = Field(None, description="one GPU a worker [where the cluster has any]")
+    storage: str = Field("runs", description="local path or URI of the artefact store")
+
+    @field_validator("zero", mode="before")
+    @classmethod
+    def _read_stage(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdigit() else value
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _read_switch(cls, value: Any) -> Any:
+        return {False: "off", True: "all"}[value] if isinstance(value, bool) else value  # YAML reads off as false
+
+    @model_validator(mode="after")
+    def _check_run(self) -> Self:
+        batch = self.recipe().global_batch
+        if batch % self.workers:
+            raise ValueError(f"global_batch {batch} is not a multiple of workers {self.workers}")
+        if self.data != "demo" and self.images is None:
+            raise ValueError("a data file needs images, the folder that its image names start from")
+        if self.frozen == "partitioned" and self.zero not in ("auto", 3):
+            raise ValueError(f"frozen partitioned needs zero 3, which alone partitions weights (got zero {self.zero})")
+        return self
+
+    def recipe(self) -> Recipe:
+        """The model's recipe with the options of this run; precision and learning rate are set per trial."""
+        base = RECIPES.get(self.model, Recipe())
+        names = ("mode", "projector_learning_rate", "global_batch", "max_steps", "epochs", "group_by_length")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.max_steps is None and self.epochs is not None:
+            given["max_steps"] = None
+        if self.model not in RECIPES and given.get("mode") == "full":
+            given["learning_rate"] = 2e-5
+        return base.model_copy(update=given)
+
+
+class SweepSpec(RunSpec):
+    """One sweep: which regions are trained, which plans are pruned, and on what they are scored."""
+
     placements: list[str] = Field(
         ["all", "uniform", "bottom", "top"], min_length=1, description="names, or explicit layers such as 0,4,8"
     )
@@ -96,32 +179,14 @@ class SweepSpec(Frozen):
     )
     examples: int = Field(40, ge=8, description="examples of each task and split")
     calibration: int = Field(48, ge=2, description="training rows that rank the layers for pruning")
-    mode: Literal["full", "lora"] | None = Field(None, description="train full parameters or LoRA [the model's recipe]")
     learning_rates: list[PositiveFloat] | None = Field(
         None, description="learning rates of the region [the model's recipe]"
     )
-    projector_learning_rate: float | None = Field(None, gt=0, description="its own rate [the model's recipe]")
-    global_batch: int | None = Field(None, ge=1, description="rows a step over all workers [the model's recipe]")
-    micro_batch: int = Field(8, ge=1, description="rows a worker takes at once; the rest of its share accumulates")
-    epochs: float | None = Field(None, gt=0, description="passes over the data [the model's recipe]")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs [the model's recipe]")
-    projector_steps: int = Field(48, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
-    precision: Literal["auto", "bf16", "fp32"] = Field(
-        "auto", description="auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32"
-    )
-    frozen: Literal["auto", "resident", "partitioned"] = Field(
-        "auto", description="keep frozen weights whole on each worker, or partition them with ZeRO-3 too"
-    )
-    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     seeds: list[int] = Field([0], min_length=1, description="seeds of the trainings")
     search: Literal["grid", "random", "optuna"] = Field("grid", description="how trials are chosen from the options")
     trials: int | None = Field(None, ge=1, description="number of trials of a random or Optuna search [8]")
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops weak trials early")
-    workers: int = Field(2, ge=1, description="Ray Train workers of one trial")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs of one worker")
-    gpu: bool | None = Field(None, description="one GPU a worker [where the cluster has any]")
-    storage: str = Field("runs", description="local path or URI of the artefact store")
-    name: str = Field("sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the sweep's folder in the store")
+    name: str = Field("sweep", pattern=_NAME, description="the sweep's folder in the store")
     quick: bool = Field(False, description="a small sweep: two placements, two pruning plans, fewer steps and examples")
 
     @model_validator(mode="before")
@@ -148,26 +213,31 @@ class SweepSpec(Frozen):
         return values
 
     @model_validator(mode="after")
-    def _check_together(self) -> Self:
+    def _check_search(self) -> Self:
         if self.search == "grid" and self.trials is not None:
             raise ValueError("trials goes with search random or optuna; a grid runs every combination")
-        batch = self.recipe().global_batch
-        if batch % self.workers:
-            raise ValueError(f"global_batch {batch} is not a multiple of workers {self.workers}")
-        if self.data != "demo" and self.images is None:
-            raise ValueError("a data file needs images, the folder that its image names start from")
         return self
 
-    def recipe(self) -> Recipe:
-        """The model's recipe with the options of this sweep; precision and learning rate are set per trial."""
-        base = RECIPES.get(self.model, Recipe())
-        names = ("mode", "projector_learning_rate", "global_batch", "max_steps", "epochs")
-        given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.max_steps is None and self.epochs is not None:
-            given["max_steps"] = None
-        if self.model not in RECIPES and given.get("mode") == "full":
-            given["learning_rate"] = 2e-5
-        return base.model_copy(update=given)
+
+class FinetuneSpec(RunSpec):
+    """One training of one region, without a sweep around it."""
+
+    placement: str = Field("uniform", description="a name, or explicit layers such as 0,4,8")
+    layers: int | float = Field(0.25, description="layers tuned: a count or a fraction of the depth")
+    learning_rate: float | None = Field(None, gt=0, description="of the region [the model's recipe]")
+    seed: int = Field(0, description="seed of the data order and of dropout")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _keep_count_apart_from_fraction(cls, value: Any) -> Any:
+        return _number(value)
+
+    def as_sweep(self) -> SweepSpec:
+        """The sweep of this one training, which scores nothing."""
+        shared = {name: getattr(self, name) for name in RunSpec.model_fields}
+        one = {"placements": [self.placement], "layers": [self.layers], "prune": [0], "seeds": [self.seed]}
+        rates = {"learning_rates": None if self.learning_rate is None else [self.learning_rate]}
+        return SweepSpec.parse({**shared, **one, **rates, "name": "finetune"}).model_copy(update={"tasks": []})
 
 
 def _number(value: Any) -> int | float:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import IMAGE_TOKENS, Ground
+from tiny import IMAGE_TOKENS, TOWER_WIDTH, Ground
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vrray.data.encode import encode_prompt
@@ -43,7 +43,7 @@ def choices() -> list[Example]:
 def images(workspace: Workspace, example: Example) -> Any:
     if example.image is None:
         return None
-    projected = workspace.model.model.multi_modal_projector(workspace.features[example.image].float()[None])
+    projected = workspace.model.model.multi_modal_projector(workspace.features.stack([example.image]).float())
     return {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}
 
 
@@ -76,6 +76,13 @@ def test_generated_answers_are_those_of_a_plain_loop(
     expected = [greedy_by_hand(workspace, replace(example, image=None) if blind else example) for example in asked]
     assert generate_answers(workspace, asked, blind=blind, batch=batch) == expected
     assert len(set(expected)) > 2
+
+
+def test_features_may_be_computed_while_answering(workspace: Workspace, ground: Ground, asked: list[Example]) -> None:
+    live = ground.workspace_alone()
+    live.use_live(ground.roots, (IMAGE_TOKENS, TOWER_WIDTH))
+    expected = generate_answers(workspace, asked, blind=False, batch=3)
+    assert generate_answers(live, asked, blind=False, batch=3) == expected
 
 
 def test_the_image_matters_unless_blind(workspace: Workspace, ground: Ground) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny import DEPTH, IMAGE_TOKENS
 
 from vrray.errors import ModelError
+from vrray.models import loading as loading_module
 from vrray.models.loading import (
     base_identity,
     decoder_layers,
@@ -20,6 +22,7 @@ from vrray.models.loading import (
     load_processor,
     model_shape,
     resolve_model,
+    tower_identity,
 )
 
 WEIGHTS = "model.safetensors"
@@ -82,8 +85,19 @@ def test_identity_changes_with_a_byte_of_the_weights(copy: Path, offset: int) ->
     assert base_identity(copy) != identity
 
 
-@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "processor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "chat_template.jinja",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ],
+)
 def test_identity_changes_with_what_shapes_the_input(copy: Path, name: str) -> None:
+    (copy / name).touch()  # only older directories have a special_tokens_map.json
     identity = base_identity(copy)
     (copy / name).write_text((copy / name).read_text() + " ")
     assert base_identity(copy) != identity
@@ -95,10 +109,76 @@ def test_weights_are_hashed_once(copy: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert base_identity(copy) == identity
 
 
-def test_identity_needs_safetensors(copy: Path) -> None:
+@pytest.mark.parametrize("identity", [base_identity, tower_identity])
+def test_identity_needs_safetensors(copy: Path, identity: Callable[[Path], str]) -> None:
     (copy / WEIGHTS).rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"has no \*\.safetensors; convert"):
-        base_identity(copy)
+        identity(copy)
+
+
+def change_weight(folder: Path, part: str) -> None:
+    """Change one value of one tensor."""
+    weights = load_file(folder / WEIGHTS)
+    name = next(name for name in weights if part in name)
+    weights[name].view(-1)[-1] += 1
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def change_preprocessing(folder: Path, **changes: object) -> None:
+    path = folder / "processor_config.json"
+    content = json.loads(path.read_text())
+    content["image_processor"] |= changes
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: change_weight(folder, "vision_tower."),
+        lambda folder: change_preprocessing(folder, image_mean=[0.5, 0.5, 0.5]),
+        lambda folder: change_preprocessing(folder, do_center_crop=False),
+        lambda folder: change_config(folder, vision_feature_layer=-1),
+        lambda folder: change_config(folder, vision_feature_select_strategy="full"),
+        lambda folder: change_config(
+            folder,
+            vision_config=json.loads((folder / "config.json").read_text())["vision_config"] | {"hidden_act": "x"},
+        ),
+    ],
+    ids=["weight", "mean", "crop", "layer", "strategy", "configuration"],
+)
+def test_the_towers_identity_changes_with_what_shapes_features(copy: Path, change: Callable[[Path], None]) -> None:
+    identity = tower_identity(copy)
+    assert len(identity) == 16
+    change(copy)
+    assert tower_identity(copy) != identity
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: change_weight(folder, "layers.3.mlp.up_proj"),
+        lambda folder: change_weight(folder, "multi_modal_projector"),
+        lambda folder: change_config(folder, image_seq_length=9),
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+    ],
+    ids=["decoder", "projector", "configuration", "template"],
+)
+def test_the_towers_identity_is_the_towers_alone(copy: Path, change: Callable[[Path], None]) -> None:
+    towers, bases = tower_identity(copy), base_identity(copy)
+    change(copy)
+    assert tower_identity(copy) == towers
+    assert base_identity(copy) != bases
+
+
+def test_the_tower_is_hashed_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = tower_identity(copy)
+    monkeypatch.setattr(loading_module, "safe_open", lambda *_: pytest.fail("hashed again"))
+    assert tower_identity(copy) == identity
+    assert tower_identity(copy) != base_identity(copy)
+
+
+def test_the_demo_tower_has_an_identity(smol: Path) -> None:
+    assert len(tower_identity(smol)) == 16
 
 
 def test_shape_by_hand(tiny_model: Path) -> None:
@@ -126,6 +206,15 @@ def test_a_loaded_model_is_frozen_and_evaluates(tiny_model: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in load_model(tiny_model, torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_is_that_of_the_decoder(tiny_model: Path, attention: str) -> None:
+    model = load_model(tiny_model, attention=attention)
+    usual = load_model(tiny_model).config.vision_config._attn_implementation
+    assert model.config.text_config._attn_implementation == attention
+    assert model.model.language_model.layers[0].self_attn.config._attn_implementation == attention
+    assert model.config.vision_config._attn_implementation == usual
 
 
 def test_decoder_layers_are_the_text_layers(tiny_model: Path) -> None:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import DEPTH, Ground, tiny_records
+from safetensors.torch import load_file, save_file
+from tiny import DEPTH, IMAGE_TOKENS, TOWER_WIDTH, Ground, tiny_records
 
 from vrray.data.encode import read_rows
 from vrray.data.records import write_records
 from vrray.data.tasks import Example, Task, TaskExamples
 from vrray.errors import ClusterError, DataError, PruningError, RegionError, SpecError
 from vrray.region import place
-from vrray.specs import Recipe, SweepSpec
+from vrray.specs import FinetuneSpec, Recipe, SweepSpec
 from vrray.store import Store
 from vrray.sweep import prepare as prepare_module
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
-from vrray.sweep.prepare import Prepared, prepare
+from vrray.sweep.prepare import FeaturePlan, Prepared, prepare
 from vrray.sweep.trial import DELTA, evaluation_key, is_complete, trial_key
+from vrray.train.execution import Execution
 from vrray.train.launch import Capacity
 
 GIB = 2**30
 CAPACITY = Capacity(4, 0, ((4.0, 0.0, 16.0 * GIB),))
 UNIFORM = place("uniform", DEPTH, 2)
+SMALL = {"global_batch": 4, "max_steps": 3, "projector_steps": 2, "precision": "fp32"}
 
 
 def key(**changes: Any) -> str:
@@ -33,8 +37,8 @@ def key(**changes: Any) -> str:
 
 
 def prepared(model: Path, store: Store, **options: Any) -> Prepared:
-    small = {"global_batch": 4, "max_steps": 3, "projector_steps": 2, "examples": 8, "precision": "fp32"}
-    spec = SweepSpec.parse({"model": str(model), "layers": [2], "prune": [0, 1], **small, **options})
+    few = {"layers": [2], "prune": [0, 1], "examples": 8}
+    spec = SweepSpec.parse({"model": str(model), **few, **SMALL, **options})
     return prepare(spec, store, gpu=False, worker_memory=8 * GIB)
 
 
@@ -76,6 +80,7 @@ def test_equal_layers_share_a_key_however_they_were_chosen() -> None:
                 "lora_rank": 64,
                 "lora_alpha": 64,
                 "lora_dropout": 0.0,
+                "group_by_length": False,
                 "precision": "fp32",
             }.items()
         ),
@@ -146,9 +151,9 @@ def test_rows_are_encoded_once(tiny_model: Path, store: Store, monkeypatch: pyte
 
 def test_own_data_with_the_demos_tasks(tiny_model: Path, ground: Ground, store: Store, tmp_path: Path) -> None:
     write_records(tmp_path / "mine.jsonl", tiny_records(ground.photos, 4))
-    photos = Path(ground.store).parent / "photos"
+    photos = ground.roots[""]
     plan = prepared(tiny_model, store, data=str(tmp_path / "mine.jsonl"), images=str(photos))
-    assert plan.roots[""] == photos
+    assert plan.roots[""] == plan.site.roots[""] == photos
     asked = [example.image for group in plan.site.select for example in group.examples if example.image]
     assert asked and all(image.startswith("demo:") for image in asked)
     held = {image for chunk in plan.site.chunks for image in chunk.images}
@@ -158,16 +163,98 @@ def test_own_data_with_the_demos_tasks(tiny_model: Path, ground: Ground, store: 
         prepared(tiny_model, store, data=str(tmp_path / "texts.jsonl"), images=str(photos))
 
 
+def images_of(plan: Prepared) -> int:
+    return len({image for chunk in plan.site.chunks for image in chunk.images})
+
+
+def test_features_are_stored_where_they_fit_the_budget(tiny_model: Path, store: Store) -> None:
+    plan = prepared(tiny_model, store)
+    gib = images_of(plan) * IMAGE_TOKENS * TOWER_WIDTH * 2 / GIB
+    assert plan.features == FeaturePlan(True, gib, f"{images_of(plan)} images take {gib:.2f} GiB, the budget is 50 GiB")
+    fits, exceeds = (prepared(tiny_model, store, feature_budget=factor * gib) for factor in (1.01, 0.99))
+    assert fits.features.cached and fits.site.chunks == plan.site.chunks
+    assert not exceeds.features.cached and exceeds.site.chunks == ()
+    assert exceeds.site.feature_shape == plan.site.feature_shape == (IMAGE_TOKENS, TOWER_WIDTH)
+    assert exceeds.site.roots == plan.roots
+    text = plan_text(store, exceeds, [], CAPACITY, 1)
+    assert f"vision features: computed in every step ({exceeds.features.reason}); 0 images to compute" in text
+
+
+def test_features_as_asked(tiny_model: Path, store: Store) -> None:
+    kept = prepared(tiny_model, store, features="cache", feature_budget=0)
+    live = prepared(tiny_model, store, features="live")
+    assert kept.features.cached and kept.site.chunks
+    assert not live.features.cached and not live.site.chunks
+    assert kept.features.gib == live.features.gib > 0
+    assert kept.features.reason == live.features.reason == f"as asked; {images_of(kept)} images take 0.00 GiB"
+    assert [live.trial(point).key for point in live.points()] == [kept.trial(point).key for point in kept.points()]
+
+
+def test_features_follow_from_the_tower_alone(tiny_model: Path, store: Store, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_model, tmp_path / "tuned")
+    weights = load_file(other / "model.safetensors")
+    name = next(name for name in weights if "layers.2.mlp.up_proj" in name)
+    save_file(weights | {name: weights[name] + 1}, other / "model.safetensors", metadata={"format": "pt"})
+    one, two = prepared(tiny_model, store), prepared(other, store)
+    assert one.site.base != two.site.base
+    assert one.site.chunks == two.site.chunks  # a tuned decoder finds the features of its base
+
+
+def test_how_a_training_runs(tiny_model: Path, store: Store) -> None:
+    options: dict[str, Any] = {
+        "micro_batch": 3,
+        "zero": 1,
+        "activation_checkpointing": "all",
+        "packing": True,
+        "checkpoint_minutes": 2,
+        "checkpoint_steps": 7,
+        "max_skipped": 1,
+        "compile": True,
+    }
+    plain, other = prepared(tiny_model, store), prepared(tiny_model, store, **options)
+    assert plain.site.execution == Execution(micro_batch=8)
+    assert other.site.execution == Execution(3, 1, True, DEPTH, True, 120.0, 7, 1, True)
+    assert [other.trial(point).key for point in other.points()] == [plain.trial(point).key for point in plain.points()]
+
+
+def test_memory_decides_how_a_training_runs(tiny_model: Path, store: Store) -> None:
+    spec = SweepSpec.parse({"model": str(tiny_model), "layers": [2], "prune": [0], "examples": 8, **SMALL})
+    roomy, tight = (prepare(spec, store, gpu=False, worker_memory=room) for room in (8 * GIB, GIB // 4))
+    assert (roomy.site.execution.resident, roomy.site.execution.recomputed) == (True, 0)
+    assert (tight.site.execution.resident, tight.site.execution.recomputed) == (False, DEPTH)
+    assert tight.choice.memory.total > GIB // 4
+    assert "exceed the 0.2 GiB of a worker" in tight.choice.reason
+
+
+def test_a_single_training_scores_nothing(tiny_model: Path, store: Store) -> None:
+    spec = FinetuneSpec.parse({"model": str(tiny_model), "placement": "0,3", "learning_rate": 0.5, "seed": 4, **SMALL})
+    plan = prepare(spec.as_sweep(), store, gpu=False, worker_memory=8 * GIB)
+    (config,) = plan.configs()
+    trial = plan.trial(config)
+    assert (trial.region.layers, trial.recipe.learning_rate, trial.seed, trial.counts) == ((0, 3), 0.5, 4, (0,))
+    assert (plan.site.select, plan.test) == ((), ())
+    sweep = prepared(tiny_model, store, placements=["0,3"], learning_rates=[0.5], seeds=[4])
+    assert sweep.trial(sweep.configs()[0]).key == trial.key  # a sweep finds what a single training trained
+    text = plan_text(store, plan, [trial], CAPACITY, 1)
+    assert "0 complete in the store, 1 to train" in text
+    assert "blind floor" not in text
+    assert not is_complete(store, plan.site, trial)
+    store.put(DELTA, trial.key, lambda folder: None)
+    assert is_complete(store, plan.site, trial)
+    assert not is_complete(store, sweep.site, sweep.trial(sweep.configs()[0]))
+
+
 def test_the_plan_counts_what_is_left(tiny_model: Path, store: Store) -> None:
     plan = prepared(tiny_model, store, placements=["uniform", "bottom"], name="where")
     trials = [plan.trial(config) for config in plan.configs()]
     text = plan_text(store, plan, trials, CAPACITY, 2)
     assert "sweep 'where':" in text and "6 decoder layers" in text and "12 training rows" in text
     assert "trials: 2 (4 variants); 0 complete in the store, 2 to train" in text
-    assert "workers: 2 a trial, 2 trial(s) at once on 4 CPUs and 0 GPUs; DeepSpeed ZeRO-3, fp32" in text
-    assert f"of {CAPACITY.worker_memory(plan.spec) / GIB:.1f} GiB a worker; frozen weights resident" in text
+    assert "workers: 2 a trial, 2 trial(s) at once on 4 CPUs and 0 GPUs; DeepSpeed ZeRO stage 3, fp32" in text
+    assert "memory: frozen weights resident, 0 of 6 layers recompute activations (" in text
+    assert f"{plan.choice.memory.total / GIB:.1f} GiB fit into the 8.0 GiB of a worker" in text
     images = sum(len(chunk.images) for chunk in plan.site.chunks)
-    assert f"features of {images} images to compute" in text
+    assert f"vision features: computed once and stored ({plan.features.reason}); {images} images to compute" in text
     for group in plan.site.select:
         assert f"{group.task.name} {group.floor:.2f}" in text
     store.put(DELTA, trials[0].key, lambda folder: None)

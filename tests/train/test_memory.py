@@ -9,7 +9,7 @@ import pytest
 from vrray.models.loading import ModelShape
 from vrray.region import Region, place
 from vrray.specs import Recipe
-from vrray.train.memory import MemoryEstimate, choose_residency, estimate_memory, trained_parameters
+from vrray.train.memory import MemoryChoice, MemoryEstimate, choose_memory, estimate_memory, trained_parameters
 
 GIB = 2**30
 # LLaVA-1.5-7B: Vicuna-7B, CLIP ViT-L/14 at 336 pixels.
@@ -29,7 +29,7 @@ FULL, LORA = Recipe(mode="full"), Recipe(mode="lora", lora_rank=128)
 
 
 def estimate(recipe: Recipe = FULL, region: Region = REGION, **changes: Any) -> MemoryEstimate:
-    options = {"workers": 2, "micro_batch": 4, "tokens": 700, "resident": True, "activation_checkpointing": False}
+    options = {"workers": 2, "micro_batch": 4, "tokens": 700, "zero": 3, "resident": True, "recomputed": 0}
     return estimate_memory(SHAPE, region, recipe, **(options | changes))
 
 
@@ -60,7 +60,9 @@ def test_parts_by_hand() -> None:
         (estimate(workers=4), estimate(workers=2)),
         (estimate(micro_batch=1), estimate(micro_batch=4)),
         (estimate(tokens=100), estimate(tokens=700)),
-        (estimate(activation_checkpointing=True), estimate()),
+        (estimate(recomputed=32), estimate(recomputed=31)),
+        (estimate(recomputed=2), estimate()),
+        (estimate(zero=3), estimate(zero=0)),
         (estimate(), estimate(FULL.model_copy(update={"precision": "fp32"}))),
     ],
 )
@@ -73,15 +75,84 @@ def test_partitioned_weights_are_shared_by_the_workers() -> None:
     assert estimate(workers=8).frozen == estimate().frozen
 
 
-@pytest.mark.parametrize(("room", "resident"), [(2.0, True), (1.12, True), (1.1, False), (0.5, False)])
-def test_frozen_weights_stay_where_they_fit(room: float, resident: bool) -> None:
-    need = estimate()
-    found, reason = choose_residency("auto", need, int(room * need.total))
-    assert found == resident
-    assert f"{need.total / GIB:.1f} GiB" in reason
-    assert f"{room * need.total / GIB:.1f} GiB" in reason
+def test_only_stage_0_keeps_a_whole_optimizer_on_each_worker() -> None:
+    whole = estimate(zero=0).optimizer
+    assert whole == 16 * trained_parameters(SHAPE, REGION, FULL)
+    assert [estimate(zero=zero).optimizer for zero in (1, 2, 3)] == [whole // 2] * 3
+    assert estimate(zero=0, workers=8).optimizer == whole
 
 
-def test_residency_as_asked() -> None:
-    assert choose_residency("resident", estimate(), 0) == (True, "as asked")
-    assert choose_residency("partitioned", estimate(), 10**15) == (False, "as asked")
+def test_a_recomputed_layer_keeps_its_input_only() -> None:
+    value = 4 * 700 * 4096 * 2  # bytes of one hidden state of a micro-batch in bf16
+    kept = [estimate(recomputed=count).activations // value for count in (0, 1, 2, 32)]
+    # One layer at a time holds again what the others hold throughout.
+    assert kept == [34 * 32, 34 * 32 + 1, 34 * 31 + 2, 34 + 32]
+
+
+def gib(frozen: float, activations: float) -> MemoryEstimate:
+    return MemoryEstimate(int(frozen * GIB), 0, 0, int(activations * GIB), 0)
+
+
+def simple(zero: int, resident: bool, recomputed: int) -> MemoryEstimate:
+    """12 GiB frozen, 8 GiB of activations in 8 layers; partitioned over 4 workers, a quarter of the weights stays."""
+    return gib(12 if resident else 3, 8 - recomputed)
+
+
+def chosen(available: float, zero: Any = "auto", frozen: Any = "auto", checkpointing: Any = "auto") -> MemoryChoice:
+    return choose_memory(zero, frozen, checkpointing, 8, int(available * GIB), simple)
+
+
+@pytest.mark.parametrize(
+    ("available", "resident", "recomputed", "reason"),
+    [
+        (40, True, 0, "20.0 GiB fit into the 40.0 GiB of a worker"),
+        (22.3, True, 0, "20.0 GiB fit into the 22.3 GiB of a worker"),  # nine tenths may be filled
+        (22.2, True, 1, "19.0 GiB fit into the 22.2 GiB of a worker"),
+        (16, True, 6, "14.0 GiB fit into the 16.0 GiB of a worker"),
+        (13.4, True, 8, "12.0 GiB fit into the 13.4 GiB of a worker"),
+        (13, False, 0, "resident would take 20.0 GiB; 11.0 GiB fit into the 13.0 GiB of a worker"),
+        (6, False, 6, "resident would take 20.0 GiB; 5.0 GiB fit into the 6.0 GiB of a worker"),
+        (3, False, 8, "resident would take 20.0 GiB; 3.0 GiB are asked for and exceed the 3.0 GiB of a worker"),
+    ],
+)
+def test_recomputing_comes_before_partitioning(available: float, resident: bool, recomputed: int, reason: str) -> None:
+    found = chosen(available)
+    assert (found.zero, found.resident, found.recomputed, found.reason) == (3, resident, recomputed, reason)
+    assert found.memory == simple(3, resident, recomputed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "zero", "resident", "recomputed"),
+    [
+        ({"frozen": "resident"}, 3, True, 8),
+        ({"frozen": "partitioned"}, 3, False, 5),
+        ({"checkpointing": "off"}, 3, False, 0),
+        ({"checkpointing": "all"}, 3, False, 8),
+        ({"zero": 0}, 0, True, 8),
+        ({"zero": 2}, 2, True, 8),  # lower stages cannot partition
+        ({"zero": 3}, 3, False, 5),
+        ({"zero": 1, "frozen": "resident", "checkpointing": "off"}, 1, True, 0),
+        ({"frozen": "partitioned", "checkpointing": "all"}, 3, False, 8),
+    ],
+)
+def test_settings_that_are_forced(settings: dict[str, Any], zero: int, resident: bool, recomputed: int) -> None:
+    found = chosen(7, **settings)
+    assert (found.zero, found.resident, found.recomputed) == (zero, resident, recomputed)
+    assert found.memory == simple(zero, resident, recomputed)
+    assert found.reason.startswith("as asked; ") == ("frozen" in settings)
+
+
+def test_a_forced_setting_is_kept_where_memory_abounds() -> None:
+    found = chosen(1000, frozen="partitioned", checkpointing="all")
+    assert (found.resident, found.recomputed) == (False, 8)
+    assert found.reason == "as asked; 3.0 GiB fit into the 1000.0 GiB of a worker"
+
+
+def test_the_choice_for_a_real_model() -> None:
+    def of_seven_billion(zero: int, resident: bool, recomputed: int) -> MemoryEstimate:
+        return estimate(LORA, zero=zero, resident=resident, recomputed=recomputed, workers=8)
+
+    roomy, tight = (choose_memory("auto", "auto", "auto", 32, room * GIB, of_seven_billion) for room in (80, 24))
+    assert (roomy.resident, roomy.recomputed) == (True, 0)
+    assert tight.resident and 0 < tight.recomputed < 32
+    assert tight.memory.total <= 0.9 * 24 * GIB < of_seven_billion(3, True, tight.recomputed - 1).total

@@ -15,7 +15,7 @@ from torch import nn
 from vrray.models.loading import LAYERS, PROJECTOR, load_model
 from vrray.region import Region, place
 from vrray.specs import Recipe
-from vrray.train.trainable import choose_trainable, delta_name, frozen_as_buffers
+from vrray.train.trainable import choose_trainable, delta_name, frozen_as_buffers, tower_aside
 
 FULL = Recipe(mode="full")
 LORA = Recipe(mode="lora", lora_rank=2)
@@ -116,6 +116,17 @@ def test_frozen_parameters_stay_where_partitioning_wants_them(model: Any) -> Non
     names = [name for name, _ in model.named_parameters()]
     with choose_trainable(model, place("1", DEPTH), FULL), frozen_as_buffers(model, wanted=False):
         assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_the_tower_comes_back_to_its_place(model: Any) -> None:
+    names, tower = [name for name, _ in model.named_modules()], model.model.vision_tower
+    with pytest.raises(RuntimeError, match="interrupted"), tower_aside(model):
+        assert [name for name, _ in model.named_modules()] == [name for name in names if "vision_tower" not in name]
+        with frozen_as_buffers(model):
+            assert next(tower.parameters()) is not None  # it can still run by itself
+        raise RuntimeError("interrupted")
+    assert model.model.vision_tower is tower
+    assert [name for name, _ in model.named_modules()] == names
 
 
 def test_gradients_flow_through_frozen_layers_to_the_region(model: Any) -> None:

@@ -1,18 +1,34 @@
 """Which rows make up which global batch, which rank takes which of them, and what the model is fed.
 
-The order depends on the seed and the epoch only: not on the number of workers, nor on the size of a micro-batch.
+The order follows from the rows' lengths, the seed, the epoch and the number of steps: not from the number of workers,
+nor from the size of a micro-batch, and a resumed training meets the same batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from vrray.data.encode import Row
-from vrray.data.features import Features
+
+_WINDOW = 32  # global batches whose rows are sorted by length together
+
+
+class FeatureSource(Protocol):
+    """Where image features come from: the cache, or the tower itself."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(tokens, width)` of one image."""
+        ...
+
+    def stack(self, images: Sequence[str]) -> torch.Tensor:
+        """`[images, tokens, width]`, float16."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,29 +36,48 @@ class Batch:
     """One micro-batch on one rank.
 
     Attributes:
-        input_ids, attention_mask: `[rows, tokens]`, padded on the right.
+        input_ids, attention_mask: `[rows, tokens]`, padded on the right; packed: `[1, tokens of all rows]`, no mask.
+        position_ids: packed only: `[1, tokens]`, from 0 in each row, which is how attention tells the rows apart.
         features: `[images, image tokens, width]`, in the order of the image rows; empty when no row has an image.
         positions: flat indices into `[rows * tokens]` whose hidden state predicts a supervised token.
         targets: the tokens to predict there.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
     features: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
 
 
-def global_batches(rows: int, global_batch: int, steps: int, seed: int) -> Iterator[list[int]]:
-    """Yield `steps` lists of `global_batch` row numbers: a fresh permutation every epoch, carried over its end."""
-    pending: list[int] = []
-    epoch = 0
-    for _ in range(steps):
-        while len(pending) < global_batch:
-            pending += np.random.default_rng([seed, epoch]).permutation(rows).tolist()
-            epoch += 1
-        yield pending[:global_batch]
-        pending = pending[global_batch:]
+def global_batches(
+    lengths: Sequence[int], global_batch: int, steps: int, seed: int, *, group_by_length: bool = True
+) -> Iterator[list[int]]:
+    """Yield `steps` lists of `global_batch` row numbers: a fresh permutation every epoch, carried over its end.
+
+    Grouped, the rows of some dozen batches are sorted by length and dealt anew, so that a batch holds rows of about
+    one length; these batches then come in random order.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not lengths:
+        raise ValueError("no rows to make batches of")
+    stream = _permutations(len(lengths), seed)
+    start = 0
+    while start < steps:
+        left = len(lengths) - start * global_batch % len(lengths)
+        # Within one epoch, for sorting would put the copies of a row side by side; a batch over its end stays alone.
+        count = min(_WINDOW, steps - start, max(1, left // global_batch))
+        rows = [next(stream) for _ in range(count * global_batch)]
+        order = range(count)
+        if group_by_length:
+            rows.sort(key=lambda row: lengths[row])  # stable: rows of one length stay in random order
+            order = np.random.default_rng([seed, start, 1]).permutation(count).tolist()
+        for place in order:
+            yield rows[place * global_batch : (place + 1) * global_batch]
+        start += count
 
 
 def rank_share(batch: Sequence[int], lengths: Sequence[int], rank: int, world: int) -> list[int]:
@@ -56,26 +91,41 @@ def rank_share(batch: Sequence[int], lengths: Sequence[int], rank: int, world: i
     return share
 
 
-def collate(rows: Sequence[Row], features: Features, padding_id: int, device: torch.device) -> Batch:
-    """Pad rows to their longest and gather their image features."""
+def collate(
+    rows: Sequence[Row], features: FeatureSource, padding_id: int, device: torch.device, *, packing: bool = False
+) -> Batch:
+    """Pad rows to their longest, or pack them into one sequence, and gather their image features."""
     longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), padding_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    starts = np.cumsum([0, *(len(row.ids) if packing else longest for row in rows)]).tolist()
+    ids = torch.full((starts[-1],), padding_id, dtype=torch.long)
+    mask = torch.zeros(starts[-1], dtype=torch.long)
+    places = torch.zeros(starts[-1], dtype=torch.long)
     positions: list[int] = []
     targets: list[int] = []
-    for index, row in enumerate(rows):
-        ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        mask[index, : len(row.ids)] = 1
+    for row, start in zip(rows, starts, strict=False):
+        end = start + len(row.ids)
+        ids[start:end] = torch.tensor(row.ids)
+        mask[start:end] = 1
+        places[start:end] = torch.arange(len(row.ids))
         for place in range(1, len(row.ids)):
             if row.supervised[place]:
-                positions.append(index * longest + place - 1)
+                positions.append(start + place - 1)
                 targets.append(row.ids[place])
-    images = [features[row.image] for row in rows if row.image is not None]
-    stacked = torch.stack(images) if images else torch.zeros((0, *features.shape), dtype=torch.float16)
+    shape = (1, -1) if packing else (len(rows), longest)
+    images = [row.image for row in rows if row.image is not None]
+    stacked = features.stack(images) if images else torch.zeros((0, *features.shape), dtype=torch.float16)
     return Batch(
-        ids.to(device),
-        mask.to(device),
+        ids.view(shape).to(device),
+        None if packing else mask.view(shape).to(device),
+        places.view(shape).to(device) if packing else None,
         stacked.to(device),
         torch.tensor(positions, device=device),
         torch.tensor(targets, device=device),
     )
+
+
+def _permutations(rows: int, seed: int) -> Iterator[int]:
+    epoch = 0
+    while True:
+        yield from np.random.default_rng([seed, epoch]).permutation(rows).tolist()
+        epoch += 1

@@ -21,13 +21,15 @@ class FeatureChunk:
     images: tuple[str, ...]
 
 
-def plan_chunks(
-    images: Sequence[str], roots: Mapping[str, Path], base_identity: str, chunk: int = CHUNK
-) -> list[FeatureChunk]:
+def plan_chunks(images: Sequence[str], roots: Mapping[str, Path], tower: str, chunk: int = CHUNK) -> list[FeatureChunk]:
     """Group images into chunks and give each its key.
 
     Chunks follow the order of the images, so a longer list of images keeps the chunks of the shorter one but the last.
-    An image's name is relative to `roots[""]`, or `PREFIX:name` to `roots[PREFIX]`.
+    An image's name is relative to `roots[""]`, or `PREFIX:name` to `roots[PREFIX]`. Names are not in the key: moved or
+    renamed images keep their features.
+
+    Args:
+        tower: identity of the vision tower and its preprocessing (`vrray.models.loading.tower_identity`).
 
     Raises:
         DataError: an image is missing.
@@ -37,7 +39,7 @@ def plan_chunks(
     chunks = []
     for start in range(0, len(names), chunk):
         part = tuple(names[start : start + chunk])
-        parts = {"base": base_identity, "images": [[name, hashes[name]] for name in part], "format": 1}
+        parts = {"tower": tower, "images": [hashes[name] for name in part], "format": 2}
         chunks.append(FeatureChunk(content_key(parts), part))
     return chunks
 

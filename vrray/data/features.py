@@ -1,7 +1,8 @@
-"""Features of the frozen vision tower: computed once, in parallel by all workers, shared by every trial.
+"""Features of the frozen vision tower: what enters the projector, `[tokens, width]` an image, in float16.
 
-Images are cut into chunks; a chunk is an artefact keyed by the base model's identity and the images' contents, an
-Arrow file that workers map into memory. Features are what enters the projector, `[tokens, width]`, in float16.
+Cached, they are computed once, in parallel by all workers, and shared by every trial: images are cut into chunks, and
+a chunk is an artefact keyed by the tower, its preprocessing and the images' contents, an Arrow file that workers map
+into memory. Live, they are computed whenever they are asked for.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def open_image(path: Path) -> Image.Image:
         raise DataError(f"image {path} cannot be read: {error}") from error
 
 
-class Features:
-    """Memory-mapped features of chunks, by image name. Use as a context manager, or `close()`."""
+class CachedFeatures:
+    """Memory-mapped features of chunks, by image name; `close()` ends the mapping."""
 
     def __init__(self, store: Store, chunks: Sequence[FeatureChunk]):
         self._resources = ExitStack()
@@ -85,12 +86,11 @@ class Features:
             table = pa.ipc.open_file(source).read_all()
             shape = [int(part) for part in table.schema.metadata[b"shape"].decode().split("x")]
             data = np.frombuffer(table["feature"].chunk(0).buffers()[1], dtype=np.float16)
-            for name, row in zip(table["image"].to_pylist(), data.reshape(-1, *shape), strict=True):
-                self._rows[name] = row
+            self._rows.update(zip(chunk.images, data.reshape(-1, *shape), strict=True))
 
-    def __getitem__(self, image: str) -> torch.Tensor:
-        """Features of one image, `[tokens, width]`, float16."""
-        return torch.from_numpy(self._rows[image].copy())
+    def stack(self, images: Sequence[str]) -> torch.Tensor:
+        """`[images, tokens, width]`, float16, on the CPU."""
+        return torch.from_numpy(np.stack([self._rows[image] for image in images]))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,16 +103,38 @@ class Features:
         self._resources.close()
 
 
+class LiveFeatures:
+    """Features computed from the images each time, with the frozen tower on this worker's device.
+
+    Args:
+        roots: where images lie (see `vrray.data.chunks.plan_chunks`).
+        shape: `(tokens, width)` of one image.
+        vision, config, processor: the frozen tower, the model's configuration, its image processor.
+    """
+
+    def __init__(
+        self, roots: Mapping[str, Path], shape: tuple[int, int], vision: PreTrainedModel, config: Any, processor: Any
+    ):
+        self.shape = shape
+        self._roots, self._vision, self._config, self._processor = roots, vision, config, processor
+
+    def stack(self, images: Sequence[str]) -> torch.Tensor:
+        """`[images, tokens, width]`, float16, on the tower's device."""
+        opened = [open_image(locate(self._roots, name)) for name in images]
+        return tower_features(self._vision, self._config, self._processor, opened).half()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def _put_chunk(store: Store, chunk: FeatureChunk, features: torch.Tensor) -> None:
     half = features.to("cpu", torch.float16)
     if not bool(torch.isfinite(half).all()):
         raise DataError(f"features of {chunk.images[0]} .. {chunk.images[-1]} exceed float16; the tower is not usable")
     _, tokens, width = half.shape
-    schema = pa.schema(
-        [("image", pa.string()), ("feature", pa.binary(tokens * width * 2))], metadata={"shape": f"{tokens}x{width}"}
-    )
+    schema = pa.schema([("feature", pa.binary(tokens * width * 2))], metadata={"shape": f"{tokens}x{width}"})
     blob = half.contiguous().numpy()
-    table = pa.table([list(chunk.images), [row.tobytes() for row in blob]], schema=schema)
+    table = pa.table([[row.tobytes() for row in blob]], schema=schema)
 
     def write(folder: Path) -> None:
         with pa.ipc.new_file(str(folder / "features.arrow"), schema) as writer:

@@ -29,11 +29,11 @@ def generate_answers(workspace: Workspace, examples: Sequence[Example], *, blind
     answers = [""] * len(examples)
     for members in _by_length(prompts, batch):
         ids, mask = _left_pad([prompts[index] for index in members], workspace)
-        images = None if blind else _projected(workspace, [examples[index] for index in members])
+        names = [image for index in members if (image := examples[index].image) is not None and not blind]
         output = workspace.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            mm_encoder_outputs=images,
+            mm_encoder_outputs=_projected(workspace, names),
             max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
             pad_token_id=workspace.padding_id,
@@ -70,12 +70,12 @@ def calibration_batches(workspace: Workspace, prompts: Sequence[tuple[Sequence[i
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             ids, mask = _left_pad([prompt for prompt, _ in part], workspace)
-            features = [workspace.features[image] for _, image in part if image is not None]
+            images = [image for _, image in part if image is not None]
             workspace.model.model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=_positions(mask),
-                mm_encoder_outputs=_encoder_outputs(workspace, features),
+                mm_encoder_outputs=_projected(workspace, images),
                 use_cache=False,
             )
 
@@ -110,16 +110,13 @@ def _option_likelihoods(
     return [part.tolist() for part in sums]
 
 
-def _projected(workspace: Workspace, examples: Sequence[Example]) -> dict[str, Any] | None:
-    return _encoder_outputs(workspace, [workspace.features[e.image] for e in examples if e.image is not None])
-
-
-def _encoder_outputs(workspace: Workspace, features: Sequence[torch.Tensor]) -> dict[str, Any] | None:
-    if not features:
+def _projected(workspace: Workspace, images: Sequence[str]) -> dict[str, Any] | None:
+    """What `forward` takes instead of pixels, for images in the order of their rows."""
+    if not images:
         return None
     projector = workspace.model.model.multi_modal_projector
-    stacked = torch.stack(list(features)).to(workspace.device, projector.linear_1.weight.dtype)
-    return {"image": BaseModelOutputWithPooling(pooler_output=list(projector(stacked)))}
+    features = workspace.features.stack(images).to(workspace.device, projector.linear_1.weight.dtype)
+    return {"image": BaseModelOutputWithPooling(pooler_output=list(projector(features)))}
 
 
 def _by_length(prompts: Sequence[Sequence[int]], batch: int) -> list[list[int]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
@@ -22,6 +23,8 @@ from vrray.models.smol import build_smol
 PRESETS = {"smol": build_smol}
 PROJECTOR = "model.multi_modal_projector"
 LAYERS = "model.language_model.layers"
+VISION_TOWER = "model.vision_tower"
+_SELECT_STRATEGY = "vision_feature_select_strategy"
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,19 @@ def resolve_model(model: str) -> Path:
     return path.resolve()
 
 
-def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(path: Path, dtype: torch.dtype = torch.float32, attention: str | None = None) -> PreTrainedModel:
     """The model of a directory in evaluation mode, on the CPU, with nothing set to train.
+
+    Args:
+        attention: the decoder's: "flash_attention_2", "sdpa" or "eager"; None for what transformers takes by itself.
 
     Raises:
         ModelError: its files cannot be read, or a weight is missing (transformers alone would make one up).
     """
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, attn_implementation=attention and {"text_config": attention}
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be loaded: {error}") from error
     if info["missing_keys"]:
@@ -115,7 +123,7 @@ def model_shape(path: Path) -> ModelShape:
         layer=count(layers[0]),
         linear_widths=sum(m.in_features + m.out_features for m in layers[0].modules() if isinstance(m, nn.Linear)),
         projector=count(model.get_submodule(PROJECTOR)),
-        tower=count(model.get_submodule("model.vision_tower")),
+        tower=count(model.get_submodule(VISION_TOWER)),
         total=count(model),
         image_tokens=config.image_seq_length,
         tower_width=model.get_submodule(PROJECTOR).linear_1.in_features,
@@ -125,33 +133,69 @@ def model_shape(path: Path) -> ModelShape:
 def base_identity(path: Path) -> str:
     """SHA-256 over a model directory's configuration, tokenizer and weights: 16 hex digits.
 
-    Hashes of weight files are remembered in the vrray home by path, size and modification time.
+    Hashes of files are remembered in the vrray home by path, size and modification time.
     """
-    digest = hashlib.sha256()
     names = [
         "config.json",
         "chat_template.jinja",
         "processor_config.json",
         "preprocessor_config.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
         "tokenizer.json",
     ]
-    names += sorted(file.name for file in path.glob("*.safetensors"))
-    if names[-1] == "tokenizer.json":
-        raise ModelError(f"{path} has no *.safetensors; convert its weights to safetensors first")
-    for name in names:
-        if (path / name).is_file():
-            digest.update(f"{name}={_file_hash(path / name)};".encode())
+    files = [path / name for name in names if (path / name).is_file()] + _weight_files(path)
+    return _digest(f"{file.name}={_remembered(file, _file_hash)};" for file in files)
+
+
+def tower_identity(path: Path) -> str:
+    """SHA-256 over what an image's features follow from: the tower's configuration and weights, the layer that is
+    read, and the preprocessing: 16 hex digits.
+    """
+    config = json.loads((path / "config.json").read_text())
+    read = {name: config.get(name) for name in ("vision_config", "vision_feature_layer", _SELECT_STRATEGY)}
+    images = load_processor(path).image_processor.to_dict()
+    weights = (_remembered(file, _tower_hash) for file in _weight_files(path))
+    return _digest([json.dumps([read, images], sort_keys=True), *weights])
+
+
+def _digest(parts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode())
     return digest.hexdigest()[:16]
 
 
+def _weight_files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path} has no *.safetensors; convert its weights to safetensors first")
+    return files
+
+
 def _file_hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _tower_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with safe_open(path, "pt") as weights:
+        for name in sorted(name for name in weights.keys() if "vision_tower." in name):  # noqa: SIM118 (not a dict)
+            tensor = weights.get_tensor(name).contiguous()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _remembered(path: Path, compute: Callable[[Path], str]) -> str:
+    """`compute(path)`, remembered in the vrray home by path, size and modification time."""
     status = path.stat()
-    memo_name = hashlib.sha256(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:24]
-    memo = vrray_home() / "hashes" / memo_name
+    known = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{compute.__name__}"
+    memo = vrray_home() / "hashes" / hashlib.sha256(known.encode()).hexdigest()[:24]
     if memo.is_file():
         return memo.read_text()
-    with path.open("rb") as stream:
-        value = hashlib.file_digest(stream, "sha256").hexdigest()
+    value = compute(path)
     memo.parent.mkdir(parents=True, exist_ok=True)
     scratch = memo.with_suffix(f".{os.getpid()}")
     scratch.write_text(value)

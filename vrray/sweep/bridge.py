@@ -16,6 +16,7 @@ from typing import Any
 
 from ray import tune
 
+from vrray.errors import TrainingError
 from vrray.store import Store
 from vrray.sweep.jobs import TrialJob
 from vrray.sweep.trial import DELTA, EVALUATION, Site, Trial, evaluation_key, is_complete
@@ -31,15 +32,25 @@ def point_of(config: Mapping[str, Any]) -> Point:
 
 
 def tune_trial(config: dict[str, Any], trials: dict[Point, Trial], site: Site, store_uri: str, desk: Any) -> None:
-    """One Tune trial: its metrics are the latest of each name that the workers reported, and `score` at the end."""
+    """One Tune trial: its metrics are the latest of each name that the workers reported; at the end it is `finished`,
+    with a `score` where there are tasks, or `failed` with the reason.
+
+    A failure is reported, not raised: Tune repeats what raises, for it takes that for a lost driver.
+    """
     trial, store = trials[point_of(config)], Store(store_uri)
     seen: dict[str, Any] = {"trial": trial.region.name, "key": trial.key}
     if not is_complete(store, site, trial):
-        for report in follow(desk, TrialJob(site, trial)):
-            seen.update(report)
-            tune.report(dict(seen))
-    about = store.describe(EVALUATION, evaluation_key(trial.key, (), site.select, False))
-    seen["score"] = about["score_visual"] if about["score_visual"] is not None else about["score_textual"]
+        try:
+            for report in follow(desk, TrialJob(site, trial)):
+                tune.report({**seen, **report})
+                seen.update({name: value for name, value in report.items() if name != "say"})  # said once
+        except TrainingError as error:
+            tune.report({**seen, "failed": str(error)})
+            return
+    seen["finished"] = True
+    if site.select:
+        about = store.describe(EVALUATION, evaluation_key(trial.key, (), site.select, False))
+        seen["score"] = about["score_visual"] if about["score_visual"] is not None else about["score_textual"]
     with tempfile.TemporaryDirectory(prefix="vrray-") as folder:
         Path(folder, "artefact.json").write_text(json.dumps({"delta": store.location(DELTA, trial.key)}))
         tune.report(seen, checkpoint=tune.Checkpoint.from_directory(folder))

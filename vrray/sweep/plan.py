@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vrray.data.chunks import FeatureChunk
 from vrray.data.features import KIND as FEATURES
 from vrray.errors import ClusterError
 from vrray.store import Store
 from vrray.sweep.prepare import Prepared
-from vrray.sweep.trial import DELTA, Trial, is_complete
+from vrray.sweep.trial import DELTA, Site, Trial, is_complete
 from vrray.train.launch import Capacity
 from vrray.train.memory import trained_parameters
 
@@ -21,21 +20,21 @@ def refuse_too_large(prepared: Prepared, capacity: Capacity) -> None:
     Raises:
         ClusterError: a worker needs more memory than it can have.
     """
-    memory = prepared.memory
+    memory = prepared.choice.memory
     need, have = memory.total / 2**30, capacity.worker_memory(prepared.spec) / 2**30
     if need > have:
         raise ClusterError(
             f"a worker would need {need:.1f} GiB (frozen {memory.frozen / 2**30:.1f}, trained "
             f"{memory.trained / 2**30:.1f}, optimizer {memory.optimizer / 2**30:.1f}, activations "
             f"{memory.activations / 2**30:.1f}) and can have {have:.1f} GiB; use more --workers, a smaller "
-            f"--micro-batch, --activation-checkpointing, --mode lora or fewer --layers"
+            f"--micro-batch, --activation-checkpointing auto, --mode lora or fewer --layers"
         )
 
 
 def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacity: Capacity, at_once: int) -> str:
     """The plan in a few lines."""
     spec, site = prepared.spec, prepared.site
-    need, have = prepared.memory.total / 2**30, capacity.worker_memory(spec) / 2**30
+    choice = prepared.choice
     missing = [trial for trial in trials if not is_complete(store, site, trial)]
     trainings = sum(not store.has(DELTA, trial.key) for trial in trials)
     chunks = [chunk for chunk in site.chunks if not store.has(FEATURES, chunk.key)]
@@ -44,16 +43,21 @@ def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacit
         f"decoder layers), data {spec.data}, {prepared.rows} training rows",
         _trials_line(prepared, trials, missing, trainings),
         f"workers: {spec.workers} a trial, {at_once} trial(s) at once on {capacity.cpus:g} CPUs and "
-        f"{capacity.gpus:g} GPUs; DeepSpeed ZeRO-3, {prepared.precision}",
-        f"memory: about {need:.1f} of {have:.1f} GiB a worker; frozen weights "
-        f"{'resident' if site.resident else 'partitioned'} ({prepared.residency_reason})",
-        f"storage: {store.uri}; features of {sum(len(chunk.images) for chunk in chunks)} images to compute "
-        f"({_feature_mib(prepared, chunks):.0f} MiB), deltas about {_delta_mib(prepared, trials, store):.0f} MiB",
-        "blind floor (question-only guess), select split: "
-        + ", ".join(f"{group.task.name} {group.floor:.2f}" for group in site.select),
+        f"{capacity.gpus:g} GPUs; DeepSpeed ZeRO stage {choice.zero}, {prepared.precision}",
+        f"memory: frozen weights {'resident' if choice.resident else 'partitioned'}, {choice.recomputed} of "
+        f"{prepared.shape.depth} layers recompute activations ({choice.reason})",
+        f"vision features: {'computed once and stored' if prepared.features.cached else 'computed in every step'} "
+        f"({prepared.features.reason}); {sum(len(chunk.images) for chunk in chunks)} images to compute",
+        f"storage: {store.uri}; deltas about {_delta_mib(prepared, trials, store):.0f} MiB",
+        *_floor_lines(site),
         _time_line(store, prepared, missing, at_once),
     ]
     return "\n".join(lines)
+
+
+def _floor_lines(site: Site) -> list[str]:
+    floors = ", ".join(f"{group.task.name} {group.floor:.2f}" for group in site.select)
+    return [f"blind floor (question-only guess), select split: {floors}"] if floors else []
 
 
 def estimated_seconds(store: Store, prepared: Prepared, missing: Sequence[Trial], at_once: int) -> float | None:
@@ -89,11 +93,6 @@ def _time_line(store: Store, prepared: Prepared, missing: Sequence[Trial], at_on
     if seconds is None:
         return "time: said after the projector stage, from its measured speed"
     return f"time: about {seconds / 60:.0f} min, from the measured projector stage"
-
-
-def _feature_mib(prepared: Prepared, chunks: Sequence[FeatureChunk]) -> float:
-    images = sum(len(chunk.images) for chunk in chunks)
-    return images * prepared.shape.image_tokens * prepared.shape.tower_width * 2 / 2**20
 
 
 def _delta_mib(prepared: Prepared, trials: Sequence[Trial], store: Store) -> float:

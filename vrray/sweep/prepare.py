@@ -19,17 +19,34 @@ from vrray.data.records import Record, read_records, records_identity
 from vrray.data.tasks import Split, TaskExamples
 from vrray.errors import DataError, SpecError
 from vrray.home import vrray_home
-from vrray.models.loading import ModelShape, base_identity, load_processor, model_shape, resolve_model
+from vrray.models.loading import (
+    ModelShape,
+    base_identity,
+    load_processor,
+    model_shape,
+    resolve_model,
+    tower_identity,
+)
 from vrray.pruning import removal_counts
 from vrray.region import Region, place
 from vrray.specs import Recipe, SweepSpec
 from vrray.store import Store, content_key
 from vrray.sweep.trial import Site, Trial, trial_key
-from vrray.train.memory import MemoryEstimate, choose_residency, estimate_memory
+from vrray.train.execution import Execution
+from vrray.train.memory import MemoryChoice, MemoryEstimate, choose_memory, estimate_memory
 
 PROJECTOR_LEARNING_RATE = 5e-4  # PAPER, recipe of stage 1
 SMOL_PROJECTOR_LEARNING_RATE = 1e-2
 _DEMO_PREFIX = "demo"
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """Whether vision features are computed once and stored, their size in GiB, and why."""
+
+    cached: bool
+    gib: float
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -47,8 +64,8 @@ class Prepared:
     test: tuple[TaskExamples, ...]
     rows: int
     longest: int
-    memory: MemoryEstimate
-    residency_reason: str
+    choice: MemoryChoice
+    features: FeaturePlan
 
     def trial(self, config: dict[str, Any]) -> Trial:
         """The trial of one point of the search space.
@@ -96,19 +113,32 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
     select, test = (_tasks(spec, demo, split) for split in ("select", "test"))
     asked = ([example.image for group in groups for example in group.examples] for groups in (select, test))
     sources = [[record.image for record in part] for part in (records, captions)] + list(asked)
-    chunks = [chunk for names in sources for chunk in plan_chunks([n for n in names if n], roots, base)]
+    images = [[name for name in names if name] for names in sources]
+    features = _features(spec, shape, images)
+    tower = tower_identity(model_path) if features.cached else ""
+    chunks = [chunk for names in images for chunk in plan_chunks(names, roots, tower)] if features.cached else []
     regions = [place(name, shape.depth, k, spec.seeds[0]) for name in spec.placements for k in spec.layers]
-    memory, resident, reason = _memory(spec, shape, recipe, regions, longest, worker_memory)
+    memory = _memory(spec, shape, recipe, regions, longest, worker_memory)
     projector = _projector_trial(spec, shape, recipe, base, caption_rows)
     site = Site(
         base=base,
         chunks=tuple(dict.fromkeys(chunks)),
+        roots=roots,
+        feature_shape=(shape.image_tokens, shape.tower_width),
         select=select,
         calibration_key=rows,
         calibration=min(spec.calibration, len(records)),
-        micro_batch=spec.micro_batch,
-        resident=resident,
-        activation_checkpointing=spec.activation_checkpointing,
+        execution=Execution(
+            micro_batch=spec.micro_batch,
+            zero=memory.zero,
+            resident=memory.resident,
+            recomputed=memory.recomputed,
+            packing=spec.packing,
+            checkpoint_seconds=60 * spec.checkpoint_minutes,
+            checkpoint_steps=spec.checkpoint_steps,
+            max_skipped=spec.max_skipped,
+            compile=spec.compile,
+        ),
     )
     space: dict[str, list[Any]] = {
         "placement": list(spec.placements),
@@ -129,7 +159,7 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
         len(records),
         longest,
         memory,
-        reason,
+        features,
     )
     prepared.configs()  # finds regions that do not fit and plans that remove too much, before anything starts
     return prepared
@@ -174,7 +204,7 @@ def _encode(
     """The key of the encoded rows, and the tokens of the longest."""
     key = content_key(
         {
-            "format": 1,
+            "format": 2,
             "records": records_identity(records),
             "base": base,
             "template": template,
@@ -200,12 +230,23 @@ def _tasks(spec: SweepSpec, demo: DemoData, split: Split) -> tuple[TaskExamples,
     return tuple(groups)
 
 
+def _features(spec: SweepSpec, shape: ModelShape, images: Sequence[Sequence[str]]) -> FeaturePlan:
+    """Cache the features where they fit the budget; two bytes a value."""
+    count = len({name for names in images for name in names})
+    gib = count * shape.image_tokens * shape.tower_width * 2 / 2**30
+    size = f"{count} images take {gib:.2f} GiB"
+    if spec.features != "auto":
+        return FeaturePlan(spec.features == "cache", gib, f"as asked; {size}")
+    fits = gib <= spec.feature_budget
+    return FeaturePlan(fits, gib, f"{size}, the budget is {spec.feature_budget:g} GiB")
+
+
 def _memory(
     spec: SweepSpec, shape: ModelShape, recipe: Recipe, regions: Sequence[Region], longest: int, available: int
-) -> tuple[MemoryEstimate, bool, str]:
-    """The estimate of the trial that needs most, and whether frozen weights stay resident."""
+) -> MemoryChoice:
+    """How trainings use memory, by the estimate of the trial that needs most."""
 
-    def largest(resident: bool) -> MemoryEstimate:
+    def largest(zero: int, resident: bool, recomputed: int) -> MemoryEstimate:
         estimates = [
             estimate_memory(
                 shape,
@@ -214,15 +255,15 @@ def _memory(
                 workers=spec.workers,
                 micro_batch=min(spec.micro_batch, recipe.global_batch // spec.workers),
                 tokens=longest,
+                zero=zero,
                 resident=resident,
-                activation_checkpointing=spec.activation_checkpointing,
+                recomputed=recomputed,
             )
             for region in regions
         ]
         return max(estimates, key=lambda estimate: estimate.total)
 
-    resident, reason = choose_residency(spec.frozen, largest(True), available)
-    return largest(resident), resident, reason
+    return choose_memory(spec.zero, spec.frozen, spec.activation_checkpointing, shape.depth, available, largest)
 
 
 def _projector_trial(spec: SweepSpec, shape: ModelShape, recipe: Recipe, base: str, rows: str) -> Trial:
@@ -234,6 +275,7 @@ def _projector_trial(spec: SweepSpec, shape: ModelShape, recipe: Recipe, base: s
         global_batch=recipe.global_batch,
         max_steps=spec.projector_steps,
         warmup_ratio=recipe.warmup_ratio,
+        group_by_length=recipe.group_by_length,
         precision=recipe.precision,
     )
     region, seed = Region.none(shape.depth), spec.seeds[0]

@@ -47,13 +47,15 @@ class Progress:
         """Take in one report of a trial; `key` tells trials of one name apart."""
         key = key or trial
         step = int(metrics.get("step", 0))
-        if "evaluated" in metrics:
+        if "say" in metrics:
+            self.say(f"  {trial}: {metrics['say']}")
+        elif "evaluated" in metrics:
             self._throttled(key, f"  {trial}: evaluated with {int(metrics['evaluated'])} layers removed")
         elif step:
             seconds, steps = metrics["step_seconds"], int(metrics["steps"])
             self._throttled(
                 key,
-                f"  {trial}: step {step}/{steps}, loss {metrics['loss']:.3f}, lr {metrics['learning_rate']:.1e}, "
+                f"  {trial}: step {step}/{steps}, loss {metrics['loss_mean']:.3f}, lr {metrics['learning_rate']:.1e}, "
                 f"{metrics['samples_per_second']:.1f} samples/s, "
                 f"{metrics['supervised_tokens_per_second']:.0f} supervised tokens/s, "
                 f"peak {metrics['peak_mib']:.0f} MiB, {(steps - step) * seconds:.0f} s left",
@@ -62,7 +64,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(max(0, step - self._steps.get(key, 0)))
             if step:
-                self._bar.set_postfix_str(f"{trial} loss {metrics['loss']:.3f}")
+                self._bar.set_postfix_str(f"{trial} loss {metrics['loss_mean']:.3f}")
         self._steps[key] = max(step, self._steps.get(key, 0))
 
     def _throttled(self, trial: str, text: str, always: bool = False) -> None:
@@ -79,14 +81,17 @@ class TuneProgress(tune.Callback):
         self._progress, self._desk, self._trials = progress, desk, trials
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        if "score" not in result:
+        if not {"finished", "failed"} & result.keys():
             self._progress.update(result["trial"], result, result["key"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         result = trial.last_result or {}
         name = self._trials[point_of(trial.config)].region.name
-        if "score" in result:
-            self._progress.say(f"{name}: finished, score {result['score']:.3f}")
+        if "finished" in result:
+            score = f", score {result['score']:.3f}" if "score" in result else ""
+            self._progress.say(f"{name}: finished{score}")
+        elif "failed" in result:
+            self._progress.say(f"{name}: failed, {result['failed']}")
         else:
             ray.get(self._desk.cancel.remote(self._trials[point_of(trial.config)].key))
             self._progress.say(f"{name}: stopped by the scheduler at step {result.get('step', 0):g}")

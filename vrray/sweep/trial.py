@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from vrray.data.chunks import FeatureChunk
 from vrray.data.tasks import MAX_NEW_TOKENS, TaskExamples
 from vrray.region import Region
 from vrray.specs import Recipe
 from vrray.store import Store, content_key
+from vrray.train.execution import Execution
 
 DELTA, SCORES, EVALUATION = "delta", "scores", "evaluation"
 
 
 @dataclass(frozen=True)
 class Site:
-    """What all trials of a sweep share: the base, the features, the examples, how they run."""
+    """What all trials of a sweep share: the base, where features come from, the examples, how trainings run.
+
+    `chunks` are the cached features; without any, features are computed live from the images below `roots`, and have
+    `feature_shape` (tokens, width).
+    """
 
     base: str
     chunks: tuple[FeatureChunk, ...]
+    roots: dict[str, Path]
+    feature_shape: tuple[int, int]
     select: tuple[TaskExamples, ...]
     calibration_key: str
     calibration: int
-    micro_batch: int
-    resident: bool
-    activation_checkpointing: bool
+    execution: Execution
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def trial_key(site_base: str, rows: str, region: Region, recipe: Recipe, seed: i
     """The key of a delta: a hash of exactly what determines its weights."""
     return content_key(
         {
-            "format": 1,
+            "format": 2,
             "base": site_base,
             "rows": rows,
             "layers": list(region.layers),
@@ -96,5 +102,7 @@ def is_complete(store: Store, site: Site, trial: Trial) -> bool:
     plans = plans_of(store, site, trial)
     if plans is None or not store.has(DELTA, trial.key):
         return False
+    if not site.select:
+        return True
     wanted = [(plan, False) for plan in plans] + [((), True)]
     return all(store.has(EVALUATION, evaluation_key(trial.key, plan, site.select, blind)) for plan, blind in wanted)

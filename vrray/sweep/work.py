@@ -22,12 +22,12 @@ from vrray.pruning import pruned
 from vrray.region import Region
 from vrray.sweep.jobs import FeaturesJob, TrialJob, VariantsJob
 from vrray.sweep.trial import DELTA, EVALUATION, SCORES, Site, Trial, evaluation_key, plans_of, scores_key
+from vrray.train.checkpoint import KIND as CHECKPOINT
 from vrray.train.desk import Report
 from vrray.train.loop import Trained, Training, train
+from vrray.train.measure import json_number
 from vrray.train.workspace import Workspace
 from vrray.variant import Delta, applied
-
-REPORT_EVERY = 5
 
 
 def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> None:
@@ -40,11 +40,13 @@ def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> 
 
 
 def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
-    """Train once, rank the layers, then prune and evaluate many times."""
+    """Train once, rank the layers, then prune and evaluate many times; without tasks, only train."""
     site, trial, store = job.site, job.trial, workspace.store
-    workspace.use_features(site.chunks)
+    _use_features(workspace, site)
     if not store.has(DELTA, trial.key):
         _train(workspace, site, trial, report)
+    if not site.select:
+        return
     with _delta_applied(workspace, trial.key):
         if trial.counts != (0,):
             _ensure_scores(workspace, site, trial)
@@ -57,28 +59,36 @@ def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
 
 
 def evaluate_variants(workspace: Workspace, job: VariantsJob, report: Report) -> None:
-    workspace.use_features(job.site.chunks)
+    _use_features(workspace, job.site)
     for key, removed in job.variants:
         with _delta_applied(workspace, key) as region:
             _evaluate_plan(workspace, key, region, removed, job.tasks, blind=False)
         report({"evaluated": len(removed)})
 
 
+def _use_features(workspace: Workspace, site: Site) -> None:
+    if site.chunks:
+        workspace.use_cached(site.chunks)
+    else:
+        workspace.use_live(site.roots, site.feature_shape)
+
+
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
-    training = Training(
-        _read_rows(workspace, trial.rows),
-        trial.region,
-        trial.recipe,
-        trial.seed,
-        site.micro_batch,
-        site.resident,
-        site.activation_checkpointing,
-    )
+    rows = _read_rows(workspace, trial.rows)
+    training = Training(rows, trial.region, trial.recipe, trial.seed, site.execution)
     with _delta_applied(workspace, trial.start):
-        trained = train(workspace, training, report, REPORT_EVERY)
+        trained = train(workspace, training, report, checkpoints_of=trial.key)
     if workspace.rank == 0:
-        info = {**trained.metrics, "losses": trained.losses, "world": workspace.world}
-        workspace.store.put(DELTA, trial.key, _delta(trained, trial, site.base).save, info)
+        delta = _delta(trained, trial, site.base)
+        about = {
+            **{name: json_number(value) for name, value in trained.metrics.items()},
+            "losses": [json_number(loss) for loss in trained.losses],
+            "world": workspace.world,
+            "zero": site.execution.zero,
+            "delta_bytes": sum(tensor.nbytes for tensor in delta.tensors.values()),
+        }
+        workspace.store.put(DELTA, trial.key, delta.save, about)
+        workspace.store.delete(CHECKPOINT, trial.key)
     dist.barrier()
 
 

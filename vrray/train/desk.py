@@ -9,9 +9,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import ray
 
@@ -19,6 +18,7 @@ from vrray.errors import TrainingError
 
 _IDLE_SECONDS = 0.2
 _ABANDONED_SECONDS = 60.0
+_CANCELLED = "cancelled"
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -29,7 +29,10 @@ class Job(Protocol):
     def key(self) -> str: ...
 
     def run(self, workspace: Any, report: Report) -> None:
-        """Run on this rank; all ranks call `report` equally often, rank 0's metrics are passed on."""
+        """Run on this rank; all ranks call `report` equally often, rank 0's metrics are passed on.
+
+        A report `{"say": text}` is for the user to read.
+        """
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,9 @@ class Setup:
     store_uri: str
     model_path: str
     base: str
-    precision: str
+    precision: Literal["bf16", "fp32"]
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    liger: bool = False
 
 
 class Cancelled(Exception):
@@ -49,7 +54,10 @@ class Cancelled(Exception):
 class Desk:
     """The jobs of a sweep and their reports (a Ray actor)."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_failures: int = 0) -> None:
+        self._max_failures = max_failures
+        self._failures: dict[str, int] = {}
+        self._failed_starts: int | None = None  # in a row; None until a group has started
         self._waiting: list[Job] = []
         self._taken: dict[str, list[Job]] = {}
         self._reports: dict[str, list[dict[str, Any]]] = {}
@@ -59,9 +67,10 @@ class Desk:
         self._broken: str | None = None
 
     def submit(self, job: Job) -> None:
-        """Take in a job; one that is waiting or running already is not started a second time."""
+        """Take in a job; one that is waiting or running already, or has failed, is not started a second time."""
         self._followed[job.key] = time.monotonic()
-        if job.key in self._reports and job.key not in self._ended:
+        going = job.key in self._reports and job.key not in self._ended
+        if going or self._ended.get(job.key) not in (None, _CANCELLED):  # Tune repeats the trial of a job that failed
             return
         self._reports[job.key] = []
         self._ended.pop(job.key, None)
@@ -80,6 +89,7 @@ class Desk:
         if not self._waiting:
             return None
         taken.append(self._waiting.pop(0))
+        self._failed_starts = 0
         return taken[number]
 
     def post(self, key: str, metrics: dict[str, Any]) -> bool:
@@ -91,24 +101,42 @@ class Desk:
         self._ended.setdefault(key, failure)
 
     def group_failed(self, group: str, reason: str) -> bool:
-        """End whatever the group was at; whether to start another one.
+        """Put back whatever the group was at, or end it; whether to start another group.
 
-        A group that failed before it took a job could not set up, and the next one could not either: then every job
-        ends with that reason.
+        A job that raised has ended with its own error by then and is not repeated. One that is still going was lost
+        with its workers: another group takes it up, from its last checkpoint, until it was lost too often. Where the
+        very first group fails before it takes a job, the next one would fail too, and every job ends; later on, a node
+        may just have been lost.
         """
         taken = self._taken.pop(group, [])
         for job in taken:
-            self.end(job.key, reason)
-        if not taken:
-            self._broken = f"workers could not start: {reason}"
-            for job in self._waiting:
-                self.end(job.key, self._broken)
-            self._waiting = []
-        return bool(taken)
+            if job.key not in self._ended:
+                self._lose(job, reason)
+        if taken:
+            return True
+        if self._failed_starts is not None and self._failed_starts < self._max_failures:
+            self._failed_starts += 1
+            return True
+        self._broken = f"workers could not start: {reason}"
+        for job in self._waiting:
+            self.end(job.key, self._broken)
+        self._waiting = []
+        return False
+
+    def _lose(self, job: Job, reason: str) -> None:
+        self._failures[job.key] = self._failures.get(job.key, 0) + 1
+        if "OutOfMemory" in reason:
+            self.end(job.key, f"{reason}; a worker's node ran out of memory: lower --micro-batch or --workers a node")
+        elif self._failures[job.key] > self._max_failures:
+            self.end(job.key, f"its workers were lost {self._failures[job.key]} times, at last: {reason}")
+        else:
+            text = f"workers lost ({reason}); others go on from the last checkpoint"
+            self._reports[job.key].append({"say": text})
+            self._waiting.insert(0, job)
 
     def cancel(self, key: str) -> None:
         self._waiting = [job for job in self._waiting if job.key != key]
-        self.end(key, "cancelled")
+        self.end(key, _CANCELLED)
 
     def follow(self, key: str) -> tuple[list[dict[str, Any]], bool, str | None]:
         """New reports of a job, whether it has ended, and with what failure."""
@@ -121,12 +149,16 @@ class Desk:
 
 
 def follow(desk: Any, job: Job) -> Iterator[dict[str, Any]]:
-    """Submit a job and yield its reports until it has ended and every report was yielded.
+    """Submit a job; iterate over its reports until it has ended and every report was yielded.
 
     Raises:
         TrainingError: the job failed; the message is the worker's.
     """
     ray.get(desk.submit.remote(job))
+    return _reports(desk, job)
+
+
+def _reports(desk: Any, job: Job) -> Iterator[dict[str, Any]]:
     while True:
         reports, ended, failure = ray.get(desk.follow.remote(job.key))
         yield from reports
@@ -149,17 +181,37 @@ def serve(config: dict[str, Any]) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     desk, group, setup = config["desk"], config["group"], config["setup"]
-    workspace = Workspace.set_up(setup.store_uri, setup.model_path, setup.base, setup.precision)
+    workspace = Workspace.set_up(setup)
     number = 0
     while (job := ray.get(desk.job.remote(group, number))) != "close":
         if job is None:
             time.sleep(_IDLE_SECONDS)
             continue
         number += 1
-        with suppress(Cancelled):
+        try:
             job.run(workspace, _reporter(desk, job.key, workspace))
+        except Cancelled:
+            pass
+        except Exception as error:
+            # Said here, because a job that raises must not be repeated, as one whose workers died is.
+            if not _lost_a_peer(error):
+                ray.get(desk.end.remote(job.key, error_line(error)))
+            raise
         if workspace.rank == 0:
             ray.get(desk.end.remote(job.key))
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    """Whether an error only says that another rank's process is gone."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def error_line(error: BaseException) -> str:
+    """The last line that an error tells, with its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 def _reporter(desk: Any, key: str, workspace: Any) -> Report:

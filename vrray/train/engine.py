@@ -1,4 +1,4 @@
-"""DeepSpeed for one training: its configuration, its start, reading trained weights back, and its end.
+"""DeepSpeed for one training: its configuration, its start, what it holds, reading weights back, and its end.
 
 CPU and GPU differ in configuration only: gloo and fp32 or bf16 here, NCCL, bf16 and overlapped communication there.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +19,14 @@ from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
 from vrray.specs import Recipe
+from vrray.train.execution import Execution
 from vrray.train.trainable import Trainable
 
 _PERSISTENT = 10**12  # more parameters than any model has: every one stays gathered
 _DEEPSPEED_DEFAULT_PERSISTENCE = 100_000
 _LARGEST_BUCKET = 200_000_000
+# Where each of DeepSpeed's optimizers keeps the float32 weights that this rank updates.
+_MASTERS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
 
 
 def import_deepspeed() -> Any:
@@ -40,32 +44,33 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
-def deepspeed_config(
-    recipe: Recipe, micro_batch: int, accumulation: int, *, trained: int, keep_gathered: bool
-) -> dict[str, Any]:
-    """The configuration of ZeRO stage 3.
+def deepspeed_config(recipe: Recipe, execution: Execution, accumulation: int, trained: int) -> dict[str, Any]:
+    """DeepSpeed's configuration.
 
     Args:
+        execution: its micro-batch is the one that is used.
         trained: how many parameters train; the buffer that gradients are reduced in is no larger.
-        keep_gathered: trained weights stay whole on each worker between steps; gradients and optimizer are sharded
-            either way.
     """
     on_gpu = torch.cuda.is_available()
+    # Resident: weights stay whole on each worker between steps. Gradients and optimizer are sharded either way.
+    persistence = _PERSISTENT if execution.resident else _DEEPSPEED_DEFAULT_PERSISTENCE
     return {
-        "train_micro_batch_size_per_gpu": micro_batch,
+        "train_micro_batch_size_per_gpu": execution.micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": recipe.gradient_clip,
-        "bf16": {"enabled": recipe.precision == "bf16"},
+        "gradient_clipping": 0.0 if _steps_itself(recipe, execution.zero) else recipe.gradient_clip,
+        "bf16": {"enabled": recipe.precision == "bf16", "check_grad_overflow": True},
         "zero_optimization": {
-            "stage": 3,
+            "stage": execution.zero,
             "overlap_comm": on_gpu,
             "contiguous_gradients": True,
             # gloo reduces a whole bucket over twice as fast as it reduces and scatters it (docs/benchmarks.md).
             "reduce_scatter": on_gpu,
             "reduce_bucket_size": min(trained, _LARGEST_BUCKET),
             "memory_efficient_linear": False,
-            "stage3_param_persistence_threshold": _PERSISTENT if keep_gathered else _DEEPSPEED_DEFAULT_PERSISTENCE,
+            "stage3_param_persistence_threshold": persistence,
             "stage3_model_persistence_threshold": _PERSISTENT,
+            # What stays gathered is never released, and looking for its next use takes up to 20 s in the second step.
+            **({"stage3_max_reuse_distance": 0} if execution.resident else {}),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -79,28 +84,68 @@ def started_engine(
     parameters: dict[str, nn.Parameter],
     trainable: Trainable,
     recipe: Recipe,
-    config: dict[str, Any],
+    execution: Execution,
+    accumulation: int,
     steps: int,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[Any]:
-    """A DeepSpeed engine over `module`; on leaving, its hooks are gone and every weight is what it was before."""
+    """A DeepSpeed engine over `module`; on leaving, its hooks are gone and every weight is what it was before.
+
+    Args:
+        weights: what the trained parameters start from, where that is not what they hold.
+    """
     originals = {parameters[name]: parameters[name].detach().to("cpu", copy=True) for name in trainable.names}
+    for name, tensor in (weights or {}).items():
+        parameters[name].data.copy_(tensor)
     deepspeed = import_deepspeed()
     groups: list[dict[str, Any]] = [
         {"params": [parameters[name] for layer in trainable.region.values() for name in layer]},
         {"params": [parameters[name] for name in trainable.projector], "lr": recipe.projector_learning_rate},
     ]
-    optimizer = torch.optim.AdamW(
+    kind = _ClippedAdamW if _steps_itself(recipe, execution.zero) else torch.optim.AdamW
+    optimizer = kind(
         [group for group in groups if group["params"]],
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         fused=True,
     )
+    if isinstance(optimizer, _ClippedAdamW):
+        optimizer.clip = recipe.gradient_clip
     schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup_ratio * steps), steps)
+    config = deepspeed_config(recipe, execution, accumulation, sum(p.numel() for p in originals))
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
+    inner_optimizer(engine).state.clear()  # some stages take a step on zeros to make room, which Adam would count
     try:
         yield engine
     finally:
         _end(engine, module, originals)
+
+
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The AdamW that DeepSpeed wraps."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def master_weights(engine: Any) -> list[torch.Tensor]:
+    """The float32 weights that this rank updates, flat where they are sharded; the keys of `inner_optimizer.state`."""
+    zero = engine.optimizer
+    for name in _MASTERS:
+        if hasattr(zero, name):
+            return list(getattr(zero, name))
+    if hasattr(zero, "fp32_groups"):
+        return [parameter for group in zero.fp32_groups for parameter in group]
+    return [parameter for group in zero.param_groups for parameter in group["params"]]
+
+
+def advance_schedule(engine: Any, applied: int) -> None:
+    """Set the learning rates to what they are after so many applied steps."""
+    schedule, groups = engine.lr_scheduler, inner_optimizer(engine).param_groups
+    schedule.last_epoch = applied
+    schedule._last_lr = [
+        base * factor(applied) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(groups, schedule._last_lr, strict=True):
+        group["lr"] = rate
 
 
 def gather_weights(parameters: dict[str, nn.Parameter], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -108,27 +153,58 @@ def gather_weights(parameters: dict[str, nn.Parameter], names: tuple[str, ...]) 
     deepspeed = import_deepspeed()
     weights = {}
     for name in names:
-        with deepspeed.zero.GatheredParameters([parameters[name]]):
-            weights[name] = parameters[name].detach().to("cpu", copy=True)
+        parameter = parameters[name]
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            weights[name] = parameter.detach().to("cpu", copy=True)
     return weights
 
 
-def received_gradient(parameters: dict[str, nn.Parameter], parts: Sequence[tuple[str, ...]]) -> list[bool]:
-    """For each group of parameter names, whether a backward pass gave any of them a gradient that is not zero.
+class GradientWatch:
+    """Notes which parameters get a gradient that is not zero, on any rank, while it is watching."""
 
-    Each rank looks at its own shard of the reduced gradients; all ranks must call it and get the same answer.
+    def __init__(self, parameters: dict[str, nn.Parameter], parts: Mapping[str, Sequence[str]]):
+        self._parts = parts
+        self._seen: dict[str, torch.Tensor] = {}
+        self._device = next(iter(parameters.values())).device
+        self._handles = [parameters[name].register_hook(self._note(name)) for names in parts.values() for name in names]
+
+    def received(self) -> dict[str, bool]:
+        """By part, whether any of its parameters got one; stops watching. All ranks must call it."""
+        for handle in self._handles:
+            handle.remove()
+        flags = torch.tensor(
+            [float(any(bool(self._seen.get(name, False)) for name in names)) for names in self._parts.values()],
+            device=self._device,
+        )
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return {part: bool(flag) for part, flag in zip(self._parts, flags, strict=True)}
+
+    def _note(self, name: str) -> Any:
+        def hook(gradient: torch.Tensor) -> None:
+            self._seen[name] = gradient.any() | self._seen.get(name, torch.zeros((), device=gradient.device)).bool()
+
+        return hook
+
+
+class _ClippedAdamW(torch.optim.AdamW):
+    """AdamW that clips and skips what is not finite by itself, as DeepSpeed's optimizers do.
+
+    DeepSpeed uses a plain optimizer as it is under ZeRO stage 0 in float32; it reads `overflow` and the norm.
     """
-    import_deepspeed()
-    from deepspeed.utils import safe_get_local_grad
 
-    def seen(name: str) -> bool:
-        shard = safe_get_local_grad(parameters[name])
-        return shard is not None and bool(shard.any())
+    clip: float
+    overflow: bool = False
+    _global_grad_norm: float = 0.0
 
-    device = next(iter(parameters.values())).device
-    flags = torch.tensor([float(any(seen(name) for name in names)) for names in parts], device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in flags]
+    def step(self, closure: Any = None) -> Any:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self._global_grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
+        self.overflow = not math.isfinite(self._global_grad_norm)
+        return None if self.overflow else super().step(closure)
+
+
+def _steps_itself(recipe: Recipe, zero: int) -> bool:
+    return zero == 0 and recipe.precision == "fp32"
 
 
 def _end(engine: Any, module: nn.Module, originals: dict[nn.Parameter, torch.Tensor]) -> None:
@@ -149,13 +225,14 @@ def _end(engine: Any, module: nn.Module, originals: dict[nn.Parameter, torch.Ten
     _empty(engine, list(fresh))
 
 
-def _empty(engine: Any, partitioned: list[nn.Parameter]) -> None:
+def _empty(engine: Any, trained: list[nn.Parameter]) -> None:
     """Free what a destroyed engine still holds: hooks inside autograd keep it reachable for ever."""
-    zero, engine.optimizer, engine.lr_scheduler = engine.optimizer, None, None
-    zero.optimizer.state.clear()
-    zero.optimizer.param_groups.clear()
+    inner, zero = inner_optimizer(engine), engine.optimizer
+    engine.optimizer, engine.lr_scheduler = None, None
+    inner.state.clear()
+    inner.param_groups.clear()
     zero.__dict__.clear()
-    for parameter in partitioned:
+    for parameter in trained:
         parameter.__dict__.clear()
         parameter.data = parameter.data.new_empty(0)
         parameter.grad = None

@@ -3,28 +3,34 @@
 Starting a group (processes, imports, the base, DeepSpeed) takes longer than a small training, so a sweep starts its
 groups once. Jobs go through a `Desk`, an actor without a CPU: whoever submits a job follows its reports there, and
 the groups fetch jobs from it as they become free. A job that fails ends its group's Ray Train run; the group is then
-started anew, so nothing of the failure reaches the next job.
+started anew, so nothing of the failure reaches the next job. After the loss of a node a group goes on with fewer
+workers where no other node comes in time.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 import uuid
 from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from vrray.specs import SweepSpec
+from vrray.specs import RunSpec
 from vrray.store import Store
 from vrray.train.desk import Desk, Setup, serve
-from vrray.train.launch import failure_reason, make_trainer
+from vrray.train.launch import Capacity, failure_reason, make_trainer
+
+log = logging.getLogger(__name__)
 
 
 class WorkerGroups:
     """Groups of a sweep as a context manager: started when the desk is first asked for, ended and joined on leaving."""
 
-    def __init__(self, spec: SweepSpec, setup: Setup, *, count: int, gpu: bool):
+    def __init__(self, spec: RunSpec, setup: Setup, *, count: int, gpu: bool):
         self._spec, self._setup, self._gpu, self._count = spec, setup, gpu, count
         self._threads: list[threading.Thread] = []
         self._desk: Any = None
@@ -34,7 +40,10 @@ class WorkerGroups:
     def desk(self) -> Any:
         """The actor that takes jobs; see `vrray.train.desk.follow`."""
         if self._desk is None:
-            self._desk = ray.remote(num_cpus=0)(Desk).remote()
+            # Beside the driver: losing another node must not lose the desk.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+            desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk)
+            self._desk = desk.remote(self._spec.max_failures)
             for index in range(self._count):
                 name = f"vrray-group-{index}"
                 self._threads.append(threading.Thread(target=self._keep_serving, name=name, daemon=True))
@@ -57,18 +66,31 @@ class WorkerGroups:
         ray.kill(self._desk)
 
     def _keep_serving(self) -> None:
-        again = True
+        workers, again = self._spec.workers, True
         while again and not self._closing:
             group = uuid.uuid4().hex[:8]
             reason = "the worker group ended"
             try:
-                self._trainer(group).fit()
+                self._trainer(group, workers).fit()
             except Exception as error:
                 reason = failure_reason(error)
             if not self._closing:
                 again = ray.get(self._desk.group_failed.remote(group, reason))
+                workers = self._workers_left()
 
-    def _trainer(self, group: str) -> Any:
+    def _workers_left(self) -> int:
+        """As many workers as asked for; fewer where the cluster has shrunk and stays so."""
+        wanted, batch = self._spec.workers, self._spec.recipe().global_batch
+        until = time.monotonic() + self._spec.node_wait
+        while (seats := Capacity.of_cluster().seats(self._spec)) < wanted and time.monotonic() < until:
+            time.sleep(1.0)
+        workers = next((n for n in range(min(wanted, seats), 0, -1) if batch % n == 0), wanted)
+        if workers < wanted:
+            log.warning("the cluster has room for %d of %d workers; going on with %d", seats, wanted, workers)
+        return workers
+
+    def _trainer(self, group: str, workers: int) -> Any:
         config = {"setup": self._setup, "desk": self._desk, "group": group}
         storage = Store(self._setup.store_uri).location("ray")
-        return make_trainer(serve, config, self._spec, gpu=self._gpu, name=f"group-{group}", storage=storage)
+        spec = self._spec.model_copy(update={"workers": workers})
+        return make_trainer(serve, config, spec, gpu=self._gpu, name=f"group-{group}", storage=storage)

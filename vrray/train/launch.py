@@ -11,7 +11,8 @@ from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from vrray.errors import ClusterError
-from vrray.specs import SweepSpec
+from vrray.specs import RunSpec
+from vrray.train.desk import error_line
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Capacity:
         nodes = tuple((n.get("CPU", 0.0), n.get("GPU", 0.0), n.get("memory", 0.0)) for n in alive)
         return cls(sum(node[0] for node in nodes), sum(node[1] for node in nodes), nodes)
 
-    def uses_gpus(self, spec: SweepSpec) -> bool:
+    def uses_gpus(self, spec: RunSpec) -> bool:
         return self.gpus > 0 if spec.gpu is None else spec.gpu
 
-    def trials_at_once(self, spec: SweepSpec, worker_bytes: int = 1) -> int:
+    def trials_at_once(self, spec: RunSpec, worker_bytes: int = 1) -> int:
         """How many trials' workers the cluster holds at the same time; drivers take no CPU.
 
         Args:
@@ -40,11 +41,7 @@ class Capacity:
         Raises:
             ClusterError: not even one.
         """
-        gpu = self.uses_gpus(spec)
-        seats = sum(
-            int(min(cpus // spec.cpus_per_worker, gpus if gpu else memory // max(1, worker_bytes)))
-            for cpus, gpus, memory in self.nodes
-        )
+        gpu, seats = self.uses_gpus(spec), self.seats(spec, worker_bytes)
         if seats < spec.workers:
             each = f"{spec.cpus_per_worker:g} CPU" + (" and 1 GPU" if gpu else "")
             raise ClusterError(
@@ -54,7 +51,15 @@ class Capacity:
             )
         return seats // spec.workers
 
-    def worker_memory(self, spec: SweepSpec) -> int:
+    def seats(self, spec: RunSpec, worker_bytes: int = 1) -> int:
+        """How many workers the cluster holds at the same time."""
+        gpu = self.uses_gpus(spec)
+        return sum(
+            int(min(cpus // spec.cpus_per_worker, gpus if gpu else memory // max(1, worker_bytes)))
+            for cpus, gpus, memory in self.nodes
+        )
+
+    def worker_memory(self, spec: RunSpec) -> int:
         """Bytes for one worker: a GPU's memory, or a node's share where the most workers sit on one node."""
         if self.uses_gpus(spec):
             return int(ray.get(ray.remote(num_gpus=1, num_cpus=0)(_gpu_memory).remote()))
@@ -69,7 +74,7 @@ class Capacity:
 def make_trainer(
     worker: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
-    spec: SweepSpec,
+    spec: RunSpec,
     *,
     gpu: bool,
     name: str,
@@ -100,11 +105,10 @@ def failure_reason(error: BaseException) -> str:
         if not isinstance(inner, BaseException):
             break
         cause = inner
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"
+    return error_line(cause)
 
 
-def _worker_resources(spec: SweepSpec, gpu: bool) -> dict[str, float]:
+def _worker_resources(spec: RunSpec, gpu: bool) -> dict[str, float]:
     return {"CPU": spec.cpus_per_worker, **({"GPU": 1.0} if gpu else {})}
 
 

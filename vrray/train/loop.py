@@ -1,8 +1,4 @@
-"""The training loop: one region, one recipe, on a worker group that was set up before and goes on afterwards.
-
-Shapes: R rows of a micro-batch, T tokens of its longest row, H hidden size, S supervised tokens, I images,
-N tokens of an image, W width of the tower's features, V vocabulary.
-"""
+"""The training loop: one region, one recipe, on a worker group that was set up before and goes on afterwards."""
 
 from __future__ import annotations
 
@@ -10,39 +6,46 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch.utils.checkpoint import checkpoint
 
-from vrray.data.batches import Batch, collate, global_batches, rank_share
+from vrray.data.batches import Batch, collate
 from vrray.data.encode import Row
+from vrray.data.schedule import Schedule, Step, prefetched
 from vrray.errors import TrainingError
 from vrray.models.loading import decoder_layers
 from vrray.region import Region
 from vrray.specs import Recipe
-from vrray.train.engine import deepspeed_config, gather_weights, received_gradient, started_engine
-from vrray.train.trainable import Trainable, choose_trainable, delta_name, frozen_as_buffers
-from vrray.train.workspace import Workspace, forget_peak, peak_mib
+from vrray.train.checkpoint import Checkpoints, Saved, restore
+from vrray.train.desk import Report
+from vrray.train.dryrun import fitting_micro_batch, is_out_of_memory, largest_divisor, out_of_memory
+from vrray.train.engine import GradientWatch, advance_schedule, gather_weights, started_engine
+from vrray.train.execution import Execution
+from vrray.train.loss import SupervisedLoss
+from vrray.train.measure import Meter, Totals, flops_per_token
+from vrray.train.skips import SkipGuard
+from vrray.train.trainable import Trainable, choose_trainable, delta_name, frozen_as_buffers, tower_aside
+from vrray.train.workspace import Workspace, forget_peak
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained and how; together with the workspace's base this determines the weights."""
+    """What is trained and how; with the workspace's base, all but `execution` determines the weights."""
 
     rows: Sequence[Row]
     region: Region
     recipe: Recipe
     seed: int
-    micro_batch: int
-    resident: bool
-    activation_checkpointing: bool = False
+    execution: Execution
 
 
 @dataclass
@@ -51,206 +54,218 @@ class Trained:
 
     tensors: dict[str, torch.Tensor]
     metrics: dict[str, float]
-    losses: list[float] = field(default_factory=list)
+    losses: list[float]
 
 
-class SupervisedLoss(nn.Module):
-    """Cross-entropy summed over a micro-batch's supervised tokens, times `scale`.
-
-    The head sees supervised positions only. The projector runs on every rank in every step, also when no row of the
-    micro-batch has an image, so that ranks never run different modules, neither forward nor backward.
-    """
-
-    def __init__(self, lvlm: nn.Module):
-        super().__init__()
-        self.lvlm = lvlm
-
-    def forward(self, batch: Batch, scale: float) -> torch.Tensor:
-        core: Any = self.lvlm.model
-        projector = core.multi_modal_projector
-        dtype = projector.linear_1.weight.dtype
-        features_INW = batch.features.to(dtype)
-        idle = len(features_INW) == 0
-        if idle:
-            features_INW = features_INW.new_zeros((1, *features_INW.shape[1:]))
-        image_INH = projector(features_INW)
-        images = None if idle else {"image": BaseModelOutputWithPooling(pooler_output=list(image_INH))}
-        with _joined(core.language_model, image_INH) if idle else nullcontext():
-            hidden_RTH = core(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                mm_encoder_outputs=images,
-                use_cache=False,
-            ).last_hidden_state
-        hidden_SH = hidden_RTH.flatten(0, 1)[batch.positions]
-        logits_SV = self.lvlm.lm_head(hidden_SH).float()  # type: ignore[operator]
-        return nn.functional.cross_entropy(logits_SV, batch.targets, reduction="sum") * scale
-
-
-@contextmanager
-def _joined(decoder: nn.Module, image_INH: torch.Tensor) -> Iterator[None]:
-    """Add zero times the projector's output to what enters the decoder, where features would have been filled in.
-
-    Gradients then run down through every decoder layer to the projector, as they do on ranks that have images. The
-    embedding's own output must stay without a gradient: else it would be gathered in this rank's backward pass only.
-    """
-    zero = 0.0 * image_INH.sum()
-
-    def add_zero(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "inputs_embeds": kwargs["inputs_embeds"] + zero}
-
-    handle = decoder.register_forward_pre_hook(add_zero, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def train(
-    workspace: Workspace, training: Training, report: Callable[[dict[str, float]], None], report_every: int = 10
-) -> Trained:
+def train(workspace: Workspace, training: Training, report: Report, checkpoints_of: str | None = None) -> Trained:
     """Train on every rank of the group; the base of the workspace is afterwards as it was before.
 
     The loss is the mean over the supervised tokens of the whole global batch, so it does not depend on the number
     of workers or on accumulation.
 
+    Args:
+        report: called with the metrics of every step, and with `{"say": text}` for what the user should know.
+        checkpoints_of: the key in the workspace's store under which checkpoints are kept, and from which a training
+            that was interrupted goes on; None for none.
+
     Raises:
-        TrainingError: a part of the region got no gradient, something frozen did, or the loss is not finite.
+        TrainingError: a part of the region got no gradient, memory does not suffice, or the loss was not finite in too
+            many steps in a row.
     """
-    recipe, world = training.recipe, workspace.world
-    share = recipe.global_batch // world
-    micro_batch = next(size for size in range(min(training.micro_batch, share), 0, -1) if share % size == 0)
-    steps = recipe.steps(len(training.rows))
+    recipe, execution = training.recipe, training.execution
+
+    def say(text: str) -> None:
+        report({"say": text})
+
     forget_peak(workspace.device)
     torch.manual_seed(training.seed * 1_000 + workspace.rank)  # dropout differs between ranks
-    with (
-        choose_trainable(workspace.model, training.region, recipe) as trainable,
-        _training_mode(workspace.model, training.activation_checkpointing),
-    ):
+    with ExitStack() as stack:
+        trainable = stack.enter_context(choose_trainable(workspace.model, training.region, recipe))
         _say_what_trains(workspace, training, trainable)
+        stack.enter_context(tower_aside(workspace.model))
+        stack.enter_context(_training_mode(workspace.model, training.region, execution))
         module = SupervisedLoss(workspace.model)
         parameters = dict(workspace.model.named_parameters())
-        flops = _flops_per_token(workspace.model, trainable)
-        with frozen_as_buffers(workspace.model, training.resident):
-            trained = sum(parameters[name].numel() for name in trainable.names)
-            config = deepspeed_config(
-                recipe, micro_batch, share // micro_batch, trained=trained, keep_gathered=training.resident
-            )
-            with started_engine(module, parameters, trainable, recipe, config, steps) as engine:
-                run = _Run(workspace, training, engine, parameters, trainable, micro_batch, steps, flops)
-                metrics, losses = run.all_steps(report, report_every)
-                weights = gather_weights(parameters, trainable.names)
-    return Trained({delta_name(name): tensor for name, tensor in weights.items()}, metrics, losses)
+        steps = recipe.steps(len(training.rows))
+        meter = Meter(workspace.device, workspace.world, steps, flops_per_token(workspace.model, trainable))
+        stack.enter_context(frozen_as_buffers(workspace.model, execution.resident))
+        schedule = _schedule(workspace, training, module, steps, trainable, say)
+        execution = replace(execution, micro_batch=schedule.micro_batch)
+        layout = {"zero": execution.zero, "resident": execution.resident, "precision": recipe.precision}
+        checkpoints, saved = None, None
+        if checkpoints_of is not None:
+            ours = Checkpoints(workspace.store, checkpoints_of, workspace.rank, workspace.world, layout)
+            checkpoints = stack.enter_context(ours)
+            saved = checkpoints.newest()
+        accumulation = recipe.global_batch // workspace.world // schedule.micro_batch
+        settings = (recipe, execution, accumulation, steps)
+        engine = stack.enter_context(
+            started_engine(module, parameters, trainable, *settings, saved.weights if saved else None)
+        )
+        guard = SkipGuard(execution.max_skipped, steps, recipe.learning_rate, say)
+        run = _Run(workspace, engine, parameters, trainable, execution, schedule, meter, checkpoints, guard)
+        try:
+            run.all_steps(report, saved)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(workspace, schedule.micro_batch) from error
+            raise
+        weights = gather_weights(parameters, trainable.names)
+    tensors = {delta_name(name): tensor for name, tensor in weights.items()}
+    return Trained(tensors, {**meter.of_training(), "micro_batch": float(schedule.micro_batch)}, meter.losses)
 
 
 @dataclass
 class _Run:
     workspace: Workspace
-    training: Training
     engine: Any
     parameters: dict[str, nn.Parameter]
     trainable: Trainable
-    micro_batch: int
-    steps: int
-    flops_per_token: float
+    execution: Execution
+    schedule: Schedule
+    meter: Meter
+    checkpoints: Checkpoints | None
+    guard: SkipGuard
+    saved_at: float = field(default_factory=time.monotonic)
 
-    def all_steps(
-        self, report: Callable[[dict[str, float]], None], report_every: int
-    ) -> tuple[dict[str, float], list[float]]:
-        rows, recipe = self.training.rows, self.training.recipe
-        lengths = [len(row.ids) for row in rows]
-        losses: list[float] = []
-        seconds: list[float] = []
-        tokens, all_tokens = 0, 0
+    def all_steps(self, report: Report, saved: Saved | None) -> None:
+        begin = 0 if saved is None else saved.step
+        if saved is not None:
+            report({"say": self._resume(saved)})
+        parts = (part for step in self.schedule.steps(begin) for part in step.micro_batches)
+        micro_batches = prefetched(self._collate, parts)
         self.engine.train()
-        for step, batch in enumerate(global_batches(len(rows), recipe.global_batch, self.steps, self.training.seed)):
-            began = time.perf_counter()
-            supervised = sum(rows[row].supervised_tokens for row in batch)
-            mine = rank_share(batch, lengths, self.workspace.rank, self.workspace.world)
-            expected = self._parts(images=any(rows[row].image is not None for row in batch)) if step == 0 else None
-            losses.append(self._step([rows[row] for row in mine], supervised, expected))
-            seconds.append(time.perf_counter() - began)
-            tokens += supervised
-            all_tokens += sum(lengths[row] for row in batch)
-            if (step + 1) % report_every == 0 or step + 1 == self.steps:
-                report(self._metrics(losses, seconds, tokens, all_tokens))
-        return self._metrics(losses, seconds, tokens, all_tokens), losses
+        for number, step in enumerate(self.schedule.steps(begin), start=begin + 1):
+            loss, measured, due = self._step(number, step, micro_batches, first=number == begin + 1)
+            self.meter.take(loss, measured)
+            norm = self.engine.get_global_grad_norm()
+            rates = [float(rate) for rate in self.engine.get_lr()]
+            report(self.meter.of_step(measured, rates, math.nan if norm is None else float(norm)))
+            if due and self.checkpoints is not None and number < self.schedule.count:
+                self._save(self.checkpoints, number)
 
-    def _step(self, mine: Sequence[Row], supervised: int, expected: dict[str, tuple[str, ...]] | None) -> float:
-        """One optimizer step; `expected` are the parts of the model that must get a gradient, where that is checked."""
-        micro = [mine[start : start + self.micro_batch] for start in range(0, len(mine), self.micro_batch)]
+    def _step(
+        self, number: int, step: Step, micro_batches: Iterator[Batch], *, first: bool
+    ) -> tuple[float, Totals, bool]:
+        """One optimizer step: its loss, what was measured, and whether a checkpoint is due."""
+        began, waited, slots = time.perf_counter(), 0.0, 0
+        accumulation, world = len(step.micro_batches), self.workspace.world
+        watch = self._watch(images=any(row.image is not None for row in step.rows)) if first else None
         # DeepSpeed divides by the accumulation steps and averages over the ranks; undo both, then take the mean.
-        scale = len(micro) * self.workspace.world / supervised
-        total = torch.zeros((), device=self.workspace.device)
-        for rows in micro:
-            batch = collate(rows, self.workspace.features, self.workspace.padding_id, self.workspace.device)
+        scale = accumulation * world / step.supervised_tokens
+        losses: list[torch.Tensor] = []
+        for place in range(accumulation):
+            asked = time.perf_counter()
+            batch = next(micro_batches)
+            waited += time.perf_counter() - asked
+            slots += batch.input_ids.numel()
             loss = self.engine(batch, scale)
             self.engine.backward(loss)
-            total += loss.detach() / (len(micro) * self.workspace.world)
-            if expected is not None and rows is micro[-1]:
-                self._check_gradients(expected)
+            losses.append(loss.detach() / (accumulation * world))
+            if watch is not None and place == accumulation - 1:
+                self._check_gradients(watch)
             self.engine.step()
-        dist.all_reduce(total)
-        value = float(total)
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value}; lower the learning rate ({self.training.recipe.learning_rate})"
-            )
-        return value
+        due = self.workspace.rank == 0 and self._is_due(number)
+        total, slots, due = self._summed(torch.stack(losses).sum(), slots, due)
+        applied = self.engine.was_step_applied()
+        if applied:
+            self.guard.passed()
+        else:
+            self.guard.skipped(number, step, losses)
+        seconds = time.perf_counter() - began
+        counts = (len(step.rows), step.tokens, step.supervised_tokens, slots)
+        return total, Totals(seconds, *counts, waited, int(not applied)), due
 
-    def _parts(self, *, images: bool) -> dict[str, tuple[str, ...]]:
-        """Parameters by part; a batch of text rows alone does not move the projector."""
-        layers = {f"layer {index}": names for index, names in self.trainable.region.items()}
-        return layers | ({"projector": self.trainable.projector} if images else {})
+    def _summed(self, loss: torch.Tensor, slots: int, due: bool) -> tuple[float, int, bool]:
+        """The loss, the positions computed, and whether a checkpoint is due, summed over the ranks at once."""
+        own = torch.tensor([slots, due], dtype=torch.float64, device=self.workspace.device)
+        sums = torch.cat([loss.double().view(1), own])
+        dist.all_reduce(sums)
+        return float(sums[0]), int(sums[1]), bool(sums[2])
 
-    def _check_gradients(self, parts: dict[str, tuple[str, ...]]) -> None:
-        received = received_gradient(self.parameters, list(parts.values()))
-        for part, flag in zip(parts, received, strict=True):
-            if not flag:
+    def _collate(self, rows: Sequence[Row]) -> Batch:
+        work = self.workspace
+        return collate(rows, work.features, work.padding_id, work.device, packing=self.execution.packing)
+
+    def _watch(self, *, images: bool) -> GradientWatch:
+        """Watches every layer of the region, and the projector; a batch of text rows alone does not move that."""
+        parts = {f"layer {index}": names for index, names in self.trainable.region.items()}
+        return GradientWatch(self.parameters, parts | ({"projector": self.trainable.projector} if images else {}))
+
+    def _check_gradients(self, watch: GradientWatch) -> None:
+        for part, received in watch.received().items():
+            if not received:
                 raise TrainingError(f"{part} should train but received no gradient in the first step")
         trained = set(self.trainable.names)
         for name, parameter in self.workspace.model.named_parameters():
             if name not in trained and (parameter.requires_grad or parameter.grad is not None):
                 raise TrainingError(f"{name} is frozen but received a gradient in the first step")
 
-    def _metrics(
-        self, losses: Sequence[float], seconds: Sequence[float], tokens: int, all_tokens: int
-    ) -> dict[str, float]:
-        recent = losses[-10:]
-        timed = sorted(seconds[1:] or seconds)
-        elapsed = sum(seconds)
-        return {
-            "step": float(len(losses)),
-            "steps": float(self.steps),
-            "loss": sum(recent) / len(recent),
-            "learning_rate": float(self.engine.get_lr()[0]),
-            "step_seconds": timed[len(timed) // 2],
-            "train_seconds": elapsed,
-            "samples_per_second": self.training.recipe.global_batch * len(losses) / elapsed,
-            "supervised_tokens_per_second": tokens / elapsed,
-            "peak_mib": peak_mib(self.workspace.device),
-            "flops_per_second": self.flops_per_token * all_tokens / elapsed,
-        }
+    def _is_due(self, number: int) -> bool:
+        every = self.execution.checkpoint_steps
+        elapsed = time.monotonic() - self.saved_at
+        return elapsed >= self.execution.checkpoint_seconds or (every is not None and number % every == 0)
+
+    def _save(self, checkpoints: Checkpoints, number: int) -> None:
+        self.saved_at = time.monotonic()
+        applied = number - self.meter.totals.skipped
+        if not applied:
+            return  # nothing has changed yet, and there are no moments
+        weights = gather_weights(self.parameters, self.trainable.names)
+        checkpoints.save(number, self.engine, weights, {"meter": self.meter.state(), "applied": applied})
+
+    def _resume(self, saved: Saved) -> str:
+        self.meter.resume(saved.about["meter"])
+        advance_schedule(self.engine, saved.about["applied"])
+        if saved.shard is not None:
+            restore(self.engine, saved.shard)
+        how = "" if saved.shard else "; the workers or their layout changed, so the optimizer starts afresh"
+        return f"goes on from the checkpoint after step {saved.step} of {self.schedule.count}{how}"
 
 
-def _flops_per_token(model: nn.Module, trainable: Trainable) -> float:
-    """Forward and backward through the decoder layers for every token, plus the gradients of what trains."""
-    layers = sum(parameter.numel() for layer in decoder_layers(model) for parameter in layer.parameters())
-    return 4.0 * layers + 2.0 * sum(model.get_parameter(name).numel() for name in trainable.names)
+def _schedule(
+    workspace: Workspace,
+    training: Training,
+    module: SupervisedLoss,
+    steps: int,
+    trainable: Trainable,
+    say: Callable[[str], None],
+) -> Schedule:
+    """The steps, with the largest micro-batch that fits."""
+    recipe, execution = training.recipe, training.execution
+    share = recipe.global_batch // workspace.world
+    trained = sum(workspace.model.get_parameter(name).numel() for name in trainable.names)
+    reserve = 12 * trained // (workspace.world if execution.zero else 1)  # float32 weights and two moments
+    most = largest_divisor(share, execution.micro_batch)
+    fitting = fitting_micro_batch(
+        workspace, module, training.rows, most, share, packing=execution.packing, reserve=reserve, say=say
+    )
+    order = (recipe.global_batch, steps, training.seed, recipe.group_by_length)
+    return Schedule(training.rows, *order, workspace.rank, workspace.world, fitting)
 
 
 @contextmanager
-def _training_mode(model: Any, activation_checkpointing: bool) -> Iterator[None]:
-    """Training mode, activations recomputed where asked; on leaving, evaluation mode as before."""
-    if activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.disable_input_require_grads()
+def _training_mode(model: Any, region: Region, execution: Execution) -> Iterator[None]:
+    """Training mode, some layers recomputed or compiled where asked; on leaving, evaluation mode as before."""
+    layers = list(decoder_layers(model))
+    # A tuned layer keeps more for its backward pass than a frozen one.
+    order = [*region, *(index for index in range(len(layers)) if index not in region)]
+    recomputed = [layers[index] for index in order[: execution.recomputed]]
+    for layer in recomputed:
+        # Set on the layers alone: the model's own switch also hooks the embedding, which draws frozen lower layers
+        # into autograd.
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = True
+    for layer in layers if execution.compile else ():
+        layer.compile()
     model.train()
     try:
         yield
     finally:
-        if activation_checkpointing:
-            model.gradient_checkpointing_disable()
+        for layer in recomputed:
+            layer.gradient_checkpointing = False
+        for layer in layers:
+            layer._compiled_call_impl = None
         model.eval()
 
 
@@ -261,11 +276,13 @@ def _say_what_trains(workspace: Workspace, training: Training, trainable: Traina
     region = sum(sizes[name] for layer in trainable.region.values() for name in layer)
     projector = sum(sizes[name] for name in trainable.projector)
     log.info(
-        "trains (%s): decoder layers %s (%.2fM parameters) and the projector (%.2fM); frozen, %s: the other %.2fM",
+        "trains (%s): decoder layers %s (%.2fM parameters) and the projector (%.2fM); frozen, %s: the other %.2fM; "
+        "ZeRO stage %d",
         training.recipe.mode,
         list(training.region.layers) or "none",
         region / 1e6,
         projector / 1e6,
-        "resident" if training.resident else "partitioned",
+        "resident" if training.execution.resident else "partitioned",
         (sum(sizes.values()) - region - projector) / 1e6,
+        training.execution.zero,
     )

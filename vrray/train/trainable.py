@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from vrray.errors import TrainingError
-from vrray.models.loading import LAYERS, PROJECTOR
+from vrray.models.loading import LAYERS, PROJECTOR, VISION_TOWER
 from vrray.region import Region
 from vrray.specs import Recipe
 
@@ -76,6 +76,23 @@ def frozen_as_buffers(model: nn.Module, wanted: bool = True) -> Iterator[None]:
         for module, name, parameter in moved:
             del module._buffers[name]
             module.register_parameter(name, parameter)
+
+
+@contextmanager
+def tower_aside(model: nn.Module) -> Iterator[None]:
+    """Take the vision tower out of the model while inside: it stays whole, and runs only on ranks that have images.
+
+    Features come from the tower or from its cache (`vrray.data.features`), not through the model.
+    """
+    path, _, name = VISION_TOWER.rpartition(".")
+    modules = model.get_submodule(path)._modules
+    before = dict(modules)
+    del modules[name]
+    try:
+        yield
+    finally:
+        modules.clear()
+        modules.update(before)
 
 
 def _parameters_below(model: nn.Module, path: str, mode: str) -> tuple[str, ...]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from vrray.data.chunks import FeatureChunk
-from vrray.data.features import Features
+from vrray.data.features import CachedFeatures, LiveFeatures
+from vrray.models.kernels import choose_attention, fuse_kernels
 from vrray.models.loading import load_model, load_processor
 from vrray.store import Store
+from vrray.train.desk import Setup
 
 
 @dataclass
@@ -29,28 +31,40 @@ class Workspace:
     device: torch.device
     rank: int
     world: int
-    _features: Features | None = None
-    _chunks: tuple[FeatureChunk, ...] = ()
+    _features: CachedFeatures | LiveFeatures | None = None
+    _source: object = None
 
     @classmethod
-    def set_up(cls, store_uri: str, model_path: str, base: str, precision: Literal["bf16", "fp32"]) -> Workspace:
+    def set_up(cls, setup: Setup) -> Workspace:
         """Load the base onto this worker's device; the process group must be running."""
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        path = Path(model_path)
-        model = load_model(path, dtype).to(device)
-        return cls(Store(store_uri), model, load_processor(path), base, device, dist.get_rank(), dist.get_world_size())
+        gpu = torch.cuda.is_available()
+        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+        path, dtype = Path(setup.model_path), torch.bfloat16 if setup.precision == "bf16" else torch.float32
+        attention = choose_attention(setup.attention, gpu=gpu, precision=setup.precision)
+        model = load_model(path, dtype, attention).to(device)
+        if setup.liger:
+            fuse_kernels(model, gpu=gpu)
+        store, processor = Store(setup.store_uri), load_processor(path)
+        return cls(store, model, processor, setup.base, device, dist.get_rank(), dist.get_world_size())
 
-    def use_features(self, chunks: Sequence[FeatureChunk]) -> None:
+    def use_cached(self, chunks: Sequence[FeatureChunk]) -> None:
         """Map the features of these chunks; what is mapped already stays."""
-        if tuple(chunks) != self._chunks:
-            if self._features is not None:
-                self._features.close()
-            self._features, self._chunks = Features(self.store, chunks), tuple(chunks)
+        if tuple(chunks) != self._source:
+            self._take(CachedFeatures(self.store, chunks), tuple(chunks))
+
+    def use_live(self, roots: Mapping[str, Path], shape: tuple[int, int]) -> None:
+        """Compute features from the images when they are asked for."""
+        tower, config = self.model.model.vision_tower, self.model.config
+        self._take(LiveFeatures(roots, shape, tower, config, self.processor.image_processor), dict(roots))
+
+    def _take(self, features: CachedFeatures | LiveFeatures, source: object) -> None:
+        if self._features is not None:
+            self._features.close()
+        self._features, self._source = features, source
 
     @property
-    def features(self) -> Features:
-        assert self._features is not None, "use_features comes first"
+    def features(self) -> CachedFeatures | LiveFeatures:
+        assert self._features is not None, "use_cached or use_live comes first"
         return self._features
 
     @property

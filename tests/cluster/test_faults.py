@@ -1,0 +1,195 @@
+"""SIGKILL of a worker, of the driver and of a node during a training: it goes on, and ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import draw_photos, tiny_records
+
+from tests.cluster.commands import ROOT, flags, free_port
+from vrray.data.records import write_records
+
+pytestmark = pytest.mark.ray
+
+STEPS = 12
+OPTIONS: dict[str, Any] = {
+    "placement": "1,4",
+    "mode": "full",
+    "learning-rate": 3e-3,
+    "projector-learning-rate": 1e-2,
+    "global-batch": 32,
+    "micro-batch": 2,  # many small micro-batches: a step takes long enough to be hit
+    "max-steps": STEPS,
+    "projector-steps": 1,
+    "checkpoint-steps": 2,
+    "precision": "fp32",
+    "node-wait": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
+    folder = tmp_path_factory.mktemp("photos")
+    records = tiny_records(draw_photos(folder, 12), 20)
+    write_records(folder / "records.jsonl", records)
+    options = {**OPTIONS, "model": tiny_model, "data": folder / "records.jsonl", "images": folder}
+    return lambda storage: [sys.executable, "jobs/finetune.py", *flags({**options, "storage": storage})]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    ran = subprocess.run(command(storage), cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    result = json.loads(ran.stdout.splitlines()[-1])
+    wanted = {"key", "loss", "step_seconds", "samples_per_second", "supervised_tokens_per_second", "peak_mib"}
+    assert result.keys() >= wanted | {"train_seconds", "delta_bytes", "zero", "padded_share"}
+    assert not (storage / "checkpoint" / result["key"]).exists()
+    return losses(storage)
+
+
+def losses(storage: Path) -> list[float]:
+    """The loss of each step of the training; that of the projector has one step only."""
+    infos = [json.loads(path.read_text())["info"] for path in storage.glob("delta/*/COMMITTED.json")]
+    (found,) = [info["losses"] for info in infos if len(info["losses"]) == STEPS]
+    return list(found)
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_checkpoint(storage: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until both ranks have written a checkpoint of that step or a later one."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        whole = [
+            int(path.name.removeprefix("step-"))
+            for path in storage.glob("checkpoint/*/step-*")
+            if len(list(path.glob("rank-*/COMMITTED.json"))) == 2
+        ]
+        if max(whole, default=0) >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"no checkpoint of step {step}: {process.communicate()[0]}")
+
+
+def worker_pids(process: subprocess.Popen[str] | None = None) -> list[int]:
+    """Ray Train's worker processes; no other test's are running."""
+    listing = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in listing if "ray::" in line and "TrainWorker" in line]
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_killed_worker_costs_the_steps_since_the_checkpoint(
+    command: Callable[[Path], list[str]], undisturbed: list[float], tmp_path: Path
+) -> None:
+    process = start(command(tmp_path))
+    wait_for_checkpoint(tmp_path, 4, process)
+    os.kill(worker_pids()[-1], signal.SIGKILL)
+    output = finish(process)
+    assert "workers lost" in output
+    assert "goes on from the checkpoint after step" in output
+    assert losses(tmp_path) == undisturbed
+
+
+def test_a_killed_driver_goes_on_when_it_is_started_again(
+    command: Callable[[Path], list[str]], undisturbed: list[float], tmp_path: Path
+) -> None:
+    process = start(command(tmp_path))
+    wait_for_checkpoint(tmp_path, 4, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    output = finish(start(command(tmp_path)))
+    assert "goes on from the checkpoint after step" in output
+    assert losses(tmp_path) == undisturbed
+
+
+class Nodes:
+    """A head without CPUs, where the driver's part runs, and nodes of one CPU each, on this machine."""
+
+    def __init__(self) -> None:
+        port, dashboard = free_port(), free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "token"}
+        self._ray = str(Path(sys.executable).with_name("ray"))
+        subprocess.run([self._ray, "get-auth-token", "--generate"], env=self.environment, capture_output=True)
+        self._start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=0")
+
+    def add(self) -> int:
+        """Start a node; the process id of its raylet."""
+        before = set(self._raylets())
+        self._start(f"--address={self.address}", "--num-cpus=1")
+        deadline = time.monotonic() + 30
+        while not (new := set(self._raylets()) - before) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (pid,) = new
+        return pid
+
+    def stop(self) -> None:
+        subprocess.run([self._ray, "stop", "--force"], env=self.environment, capture_output=True)
+
+    def _start(self, *arguments: str) -> None:
+        command = [self._ray, "start", *arguments, "--disable-usage-stats"]
+        begun = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        assert begun.returncode == 0, begun.stdout + begun.stderr
+
+    def _raylets(self) -> list[int]:
+        listing = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+        return [int(line.split()[0]) for line in listing if "raylet/raylet" in line]
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    cluster = Nodes()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def test_a_lost_node_is_replaced_or_done_without(
+    command: Callable[[Path], list[str]], undisturbed: list[float], tmp_path: Path, nodes: Nodes
+) -> None:
+    nodes.add()
+    lost = nodes.add()
+    impatient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
+    process = start(command(tmp_path), RAY_ADDRESS=nodes.address, RAY_AUTH_MODE="token", **impatient)
+    wait_for_checkpoint(tmp_path, 2, process)
+    os.kill(lost, signal.SIGKILL)
+    lost = nodes.add()
+    wait_for_checkpoint(tmp_path, 6, process)
+    os.kill(lost, signal.SIGKILL)  # no other comes now: one worker goes on alone
+    output = finish(process)
+    assert output.count("workers lost") == 2
+    assert output.count("goes on from the checkpoint after step") == 2
+    assert output.count("the optimizer starts afresh") == 1
+    found = losses(tmp_path)
+    same = [ours == theirs for ours, theirs in zip(found, undisturbed, strict=True)]
+    assert all(same[:6])
+    assert not all(same)
+    assert found[-1] == pytest.approx(undisturbed[-1], rel=0.3)

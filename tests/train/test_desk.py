@@ -1,0 +1,226 @@
+"""The desk: who gets which job, and what becomes of jobs that raised, were lost, or are not wanted any more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+
+from vrray.errors import TrainingError
+from vrray.train import desk as desk_module
+from vrray.train.desk import Desk, _lost_a_peer, error_line
+
+
+@dataclass(frozen=True)
+class Named:
+    key: str
+
+    def run(self, workspace: Any, report: Any) -> None:
+        raise NotImplementedError
+
+
+A, B, C = Named("a"), Named("b"), Named("c")
+
+
+def desk_with(*jobs: Named, max_failures: int = 0) -> Desk:
+    desk = Desk(max_failures)
+    for job in jobs:
+        desk.submit(job)
+    return desk
+
+
+def outcome(desk: Desk, job: Named) -> tuple[bool, str | None]:
+    """Whether a job has ended, and with what failure."""
+    return desk.follow(job.key)[1:]
+
+
+def test_every_rank_of_a_group_gets_the_same_jobs() -> None:
+    desk = desk_with(A, B, C)
+    assert [desk.job("g", 0), desk.job("g", 0)] == [A, A]
+    assert desk.job("other", 0) == B
+    assert [desk.job("g", 1), desk.job("g", 1), desk.job("g", 0)] == [C, C, A]
+    assert desk.job("g", 2) is None
+    desk.close()
+    assert [desk.job("g", 2), desk.job("g", 1)] == ["close", C]  # a slow rank still gets what the others got
+
+
+def test_reports_are_followed_to_the_end() -> None:
+    desk = desk_with(A)
+    assert desk.post("a", {"step": 1}) and desk.post("a", {"step": 2})
+    assert desk.follow("a") == ([{"step": 1}, {"step": 2}], False, None)
+    desk.post("a", {"step": 3})
+    desk.end("a")
+    assert desk.follow("a") == ([{"step": 3}], True, None)
+    assert desk.follow("a") == ([], True, None)
+
+
+def test_a_job_is_in_line_once() -> None:
+    desk = desk_with(A, A)
+    assert (desk.job("g", 0), desk.job("g", 1)) == (A, None)
+    desk.submit(A)  # by a driver that was started anew, while it runs
+    assert desk.job("g", 1) is None
+    desk.end("a")
+    desk.submit(A)  # it has ended: somebody wants it again
+    assert desk.job("g", 1) == A
+    assert outcome(desk, A) == (False, None)
+
+
+def test_a_job_that_raised_is_not_repeated() -> None:
+    desk = desk_with(A, B, max_failures=3)
+    assert desk.job("g", 0) == A
+    desk.end("a", "DataError: image x.png cannot be read")
+    assert desk.group_failed("g", "DataError: image x.png cannot be read")
+    assert outcome(desk, A) == (True, "DataError: image x.png cannot be read")
+    assert [desk.job("next", 0), desk.job("next", 1)] == [B, None]
+
+
+def test_a_job_that_raised_is_not_repeated_when_tune_asks_again() -> None:
+    desk = desk_with(A, max_failures=3)
+    desk.job("g", 0)
+    desk.end("a", "ValueError: wrong")
+    desk.submit(A)  # before the group's end is known
+    assert desk.group_failed("g", "ValueError: wrong")
+    desk.submit(A)
+    assert desk.job("next", 0) is None
+    assert desk.follow("a") == ([], True, "ValueError: wrong")
+
+
+def test_a_lost_job_is_put_back_first_in_line() -> None:
+    desk = desk_with(A, B, C, max_failures=1)
+    assert desk.job("g", 0) == A
+    assert desk.group_failed("g", "the node is gone")
+    (report,), ended, failure = desk.follow("a")
+    assert "the node is gone" in str(report.values())
+    assert (ended, failure) == (False, None)
+    assert [desk.job("next", number) for number in range(4)] == [A, B, C, None]
+
+
+def test_only_what_a_lost_group_was_at_is_repeated() -> None:
+    desk = desk_with(A, B, C, max_failures=1)
+    assert (desk.job("g", 0), desk.job("other", 0)) == (A, B)
+    desk.end("a")
+    assert desk.job("g", 1) == C
+    assert desk.group_failed("g", "the node is gone")
+    assert [desk.job("next", 0), desk.job("next", 1)] == [C, None]
+    assert [outcome(desk, job) for job in (A, B, C)] == [(True, None), (False, None), (False, None)]
+
+
+@pytest.mark.parametrize("max_failures", [0, 1, 3])
+def test_a_job_that_is_lost_too_often_ends(max_failures: int) -> None:
+    desk = desk_with(A, max_failures=max_failures)
+    for attempt in range(max_failures):
+        assert desk.job(f"g{attempt}", 0) == A
+        assert desk.group_failed(f"g{attempt}", f"node {attempt} is gone")
+        assert outcome(desk, A) == (False, None)
+    assert desk.job("last", 0) == A
+    assert desk.group_failed("last", "the last node is gone")  # the group is started anew: others may be in line
+    ended, failure = outcome(desk, A)
+    assert ended
+    assert failure == f"its workers were lost {max_failures + 1} times, at last: the last node is gone"
+    assert desk.job("next", 0) is None
+
+
+def test_losses_are_counted_for_each_job() -> None:
+    desk = desk_with(A, B, max_failures=1)
+    for job, group in ((A, "first"), (A, "second"), (B, "third"), (B, "fourth")):
+        assert desk.job(group, 0) == job
+        assert outcome(desk, job) == (False, None)
+        desk.group_failed(group, "gone")
+    assert outcome(desk, A)[0] and outcome(desk, B)[0]
+
+
+def test_a_node_without_memory_left_is_not_tried_again() -> None:
+    desk = desk_with(A, B, max_failures=3)
+    assert desk.job("g", 0) == A
+    assert desk.group_failed("g", "OutOfMemoryError: the node is low on memory")
+    ended, failure = outcome(desk, A)
+    assert ended and failure is not None
+    assert failure.startswith("OutOfMemoryError: the node is low on memory; a worker's node ran out of memory")
+    assert "--micro-batch" in failure
+    assert desk.job("next", 0) == B
+
+
+def test_a_first_group_that_cannot_start_breaks_the_desk() -> None:
+    desk = desk_with(A, B, max_failures=3)
+    assert not desk.group_failed("bad", "ModelError: no weights")
+    broken = (True, "workers could not start: ModelError: no weights")
+    assert [outcome(desk, job) for job in (A, B)] == [broken, broken]
+    desk.submit(C)
+    assert outcome(desk, C) == broken
+    assert desk.job("late", 0) is None
+
+
+def test_later_groups_may_fail_to_start_some_times_in_a_row() -> None:
+    desk = desk_with(A, B, C, max_failures=2)
+    assert desk.job("good", 0) == A
+    assert [desk.group_failed(name, "no room") for name in ("x", "y")] == [True, True]
+    assert desk.job("good", 1) == B  # the count starts anew
+    assert [desk.group_failed(name, "no room") for name in ("x", "y", "z")] == [True, True, False]
+    assert outcome(desk, C) == (True, "workers could not start: no room")
+    assert [outcome(desk, job) for job in (A, B)] == [(False, None)] * 2  # a group is at them
+
+
+def test_a_cancelled_job() -> None:
+    desk = desk_with(A, B)
+    assert desk.job("g", 0) == A
+    desk.cancel("a")
+    desk.cancel("b")
+    assert not desk.post("a", {"step": 1})  # the group learns of it at its next report
+    assert desk.job("g", 1) is None
+    assert outcome(desk, B) == (True, "cancelled")
+    desk.submit(B)
+    assert desk.job("g", 1) == B
+
+
+def test_a_job_that_nobody_follows_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])
+    desk = desk_with(A)
+    now[0] = 50.0
+    assert desk.post("a", {})
+    desk.follow("a")
+    now[0] = 100.0
+    assert desk.post("a", {})
+    now[0] = 120.0
+    assert not desk.post("a", {})
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (dist.DistBackendError("NCCL communicator was aborted"), True),
+        (dist.DistNetworkError("recv failed"), True),
+        (RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"), True),
+        (RuntimeError("shape mismatch"), False),
+        (TrainingError("out of memory"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (ValueError("gloo"), False),
+    ],
+)
+def test_errors_that_say_that_a_peer_is_lost(error: BaseException, lost: bool) -> None:
+    assert _lost_a_peer(error) == lost
+
+
+def lonely() -> tuple[bool, str] | None:
+    """Rank 1 leaves; rank 0 waits for it in vain."""
+    if dist.get_rank() == 1:
+        return None
+    try:
+        dist.all_reduce(torch.ones(1))
+    except Exception as error:
+        return _lost_a_peer(error), str(error)
+    return False, "no error"
+
+
+def test_a_peer_that_is_really_gone() -> None:
+    found, _ = run_ranks(lonely, 2, seconds=60)
+    assert found[0], found[1]
+
+
+def test_an_error_in_one_line() -> None:
+    assert error_line(ValueError("first\n  the point of it \n\n")) == "ValueError: the point of it"
+    assert error_line(KeyError()) == "KeyError: no message"

@@ -1,0 +1,42 @@
+"""Where Ray Tune sends the metrics of each step: TensorBoard, MLflow, Weights & Biases, by Ray's integrations."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from vrray.errors import SpecError
+
+_PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+
+
+def tune_loggers(names: Sequence[str], experiment: str) -> list[Any]:
+    """The Tune callbacks of the named loggers. MLflow and Weights & Biases read their own environment variables.
+
+    Raises:
+        SpecError: a logger's package is not installed.
+    """
+    for name in names:
+        if importlib.util.find_spec(_PACKAGES[name]) is None:
+            raise SpecError(
+                f"loggers: {name} needs the package {_PACKAGES[name]}; pip install {_PACKAGES[name]}, or leave it out"
+            )
+    from ray.tune.logger import JsonLoggerCallback
+
+    # Tune reads its results back from the JSON lines.
+    return [JsonLoggerCallback(), *(_callback(name, experiment) for name in names)]
+
+
+def _callback(name: str, experiment: str) -> Any:
+    if name == "mlflow":
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        return MLflowLoggerCallback(experiment_name=experiment)
+    if name == "wandb":
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        return WandbLoggerCallback(project="vrray", group=experiment)
+    from ray.tune.logger import TBXLoggerCallback
+
+    return TBXLoggerCallback()

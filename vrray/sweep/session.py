@@ -1,0 +1,191 @@
+"""What a sweep and a single training share: the plan, features, stage 1, and trials under Ray Tune."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ray import tune
+
+from vrray.data.features import KIND as FEATURES
+from vrray.errors import TrainingError
+from vrray.specs import SweepSpec
+from vrray.store import Store
+from vrray.sweep.bridge import DRIVER_MEMORY, point_of, tune_trial
+from vrray.sweep.jobs import FeaturesJob, TrialJob
+from vrray.sweep.loggers import tune_loggers
+from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
+from vrray.sweep.prepare import Prepared, prepare
+from vrray.sweep.progress import Progress, TuneProgress
+from vrray.sweep.trial import DELTA, Trial, is_complete
+from vrray.train.desk import Setup, follow
+from vrray.train.group import WorkerGroups
+from vrray.train.launch import Capacity, failure_reason
+
+
+@dataclass(frozen=True)
+class Session:
+    """A sweep on the connected cluster: what it needs is prepared, worker groups start when first asked for.
+
+    `trials` are those of a grid or a random search, `missing` those of them that the store does not hold.
+    """
+
+    store: Store
+    prepared: Prepared
+    trials: list[Trial]
+    missing: list[Trial]
+    groups: int
+    progress: Progress
+    workers: WorkerGroups
+
+    def run_trials(self) -> tuple[list[Trial], dict[str, str]]:
+        """Features, stage 1, then all missing trials: the trials that were run or found, and failures by key.
+
+        Raises:
+            TrainingError: stage 1 failed.
+        """
+        self._compute_features()
+        self._train_projector()
+        seconds = estimated_seconds(self.store, self.prepared, self.missing, self.groups)
+        if self.missing and seconds:
+            self.progress.say(f"trials: about {seconds / 60:.0f} min at the projector stage's measured speed")
+        return self._run_under_tune()
+
+    def _compute_features(self) -> None:
+        store, prepared = self.store, self.prepared
+        missing = [chunk for chunk in prepared.site.chunks if not store.has(FEATURES, chunk.key)]
+        if not missing:
+            return
+        self.progress.say(f"vision features of {sum(len(chunk.images) for chunk in missing)} images")
+        shares = [tuple(missing[place :: self.groups]) for place in range(self.groups)]
+        jobs = [
+            FeaturesJob(f"features-{uuid.uuid4().hex[:8]}", share, prepared.roots, prepared.model_path)
+            for share in shares
+            if share
+        ]
+        for started in [follow(self.workers.desk, job) for job in jobs]:
+            for _ in started:
+                pass
+
+    def _train_projector(self) -> None:
+        if is_complete(self.store, self.prepared.site, self.prepared.projector):
+            return
+        self.progress.say("stage 1: the projector alone, on captions")
+        try:
+            for report in follow(self.workers.desk, TrialJob(self.prepared.site, self.prepared.projector)):
+                self.progress.update("projector", report)
+        except TrainingError as error:
+            raise TrainingError(f"the projector stage failed: {error}") from error
+
+    def _run_under_tune(self) -> tuple[list[Trial], dict[str, str]]:
+        store, prepared, spec = self.store, self.prepared, self.prepared.spec
+        by_point = {point_of(point): prepared.trial(point) for point in prepared.points()}
+        pending = [c for c in prepared.configs() if not is_complete(store, prepared.site, by_point[point_of(c)])]
+        searcher = _searcher(prepared)
+        if searcher is None and not pending:
+            return self.trials, {}
+        name = f"{spec.name}-{uuid.uuid4().hex[:6]}"
+        self.progress.say(f"metrics of each step: {store.location('ray', name)} ({', '.join(spec.loggers) or 'none'})")
+        failures: dict[str, str] = {}
+        ran = {trial.key: trial for trial in self.trials}
+        for result in self._tuner(name, by_point, pending, searcher).fit():
+            trial = by_point[point_of(result.config or {})]
+            ran[trial.key] = trial
+            if not is_complete(store, prepared.site, trial):
+                failures[trial.key] = _why(result)
+        return list(ran.values()), failures
+
+    def _tuner(self, name: str, by_point: dict[Any, Trial], pending: list[dict[str, Any]], searcher: Any) -> tune.Tuner:
+        spec, desk = self.prepared.spec, self.workers.desk
+        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+        trainable = tune.with_parameters(
+            tune_trial, trials=by_point, site=self.prepared.site, store_uri=self.store.uri, desk=desk
+        )
+        # Drivers take memory but no CPU: a driver that held one could starve the workers it waits for.
+        resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": DRIVER_MEMORY}])
+        return tune.Tuner(
+            tune.with_resources(trainable, resources),
+            param_space={"point": tune.grid_search(pending)} if searcher is None else {},
+            tune_config=tune.TuneConfig(
+                num_samples=1 if searcher is None else spec.trials or 8,
+                # One driver more than groups is up, so that a group need not wait for the next driver's start.
+                max_concurrent_trials=self.groups + (searcher is None),
+                search_alg=searcher,
+                scheduler=_scheduler(self.prepared),
+                trial_dirname_creator=lambda trial: f"{by_point[point_of(trial.config)].region.name}-{trial.trial_id}",
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=self.store.location("ray"),
+                callbacks=[TuneProgress(self.progress, desk, by_point), *tune_loggers(spec.loggers, spec.name)],
+                failure_config=tune.FailureConfig(max_failures=spec.max_failures),
+                verbose=0,
+            ),
+        )
+
+
+@contextmanager
+def open_session(spec: SweepSpec) -> Iterator[Session]:
+    """Prepare a sweep, say its plan, and keep its worker groups while inside.
+
+    Raises:
+        ClusterError: the cluster cannot hold one trial.
+    """
+    store, capacity = Store(spec.storage), Capacity.of_cluster()
+    gpu = capacity.uses_gpus(spec)
+    capacity.trials_at_once(spec)  # refuses a cluster that is too small before anything is prepared
+    prepared = prepare(spec, store, gpu=gpu, worker_memory=capacity.worker_memory(spec))
+    refuse_too_large(prepared, capacity)
+    tune_loggers(spec.loggers, spec.name)  # refuses those that are not installed
+    at_once = capacity.trials_at_once(spec, prepared.choice.memory.total)
+    trials = [prepared.trial(config) for config in prepared.configs()] if spec.search != "optuna" else []
+    missing = [trial for trial in trials if not is_complete(store, prepared.site, trial)]
+    print(plan_text(store, prepared, trials, capacity, at_once), flush=True)
+    path, base = str(prepared.model_path), prepared.site.base
+    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger)
+    groups = min(at_once, max(1, len(missing))) if trials else at_once
+    steps = _steps_left(store, prepared, missing)
+    with Progress(steps) as progress, WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:
+        yield Session(store, prepared, trials, missing, groups, progress, workers)
+
+
+def _why(result: Any) -> str:
+    """Why a trial has no complete result."""
+    metrics = result.metrics or {}
+    if result.error:
+        return failure_reason(result.error)
+    return str(metrics.get("failed") or f"stopped by the scheduler at step {metrics.get('step', 0):g}")
+
+
+def _steps_left(store: Store, prepared: Prepared, missing: Sequence[Trial]) -> int:
+    trials = [*missing, prepared.projector]
+    return sum(trial.recipe.steps(prepared.rows) for trial in trials if not store.has(DELTA, trial.key))
+
+
+def _searcher(prepared: Prepared) -> Any:
+    if prepared.spec.search != "optuna":
+        return None
+    from optuna.samplers import TPESampler
+    from ray.tune.search.optuna import OptunaSearch
+
+    space = {name: tune.choice(values) for name, values in prepared.space.items()}
+    return OptunaSearch(space=space, metric="score", mode="max", sampler=TPESampler(seed=prepared.spec.seeds[0]))
+
+
+def _scheduler(prepared: Prepared) -> Any:
+    if prepared.spec.scheduler != "asha":
+        return None
+    steps = prepared.spec.recipe().steps(prepared.rows)
+    return tune.schedulers.ASHAScheduler(
+        time_attr="step",
+        metric="loss_mean",
+        mode="min",
+        max_t=steps + 1,
+        grace_period=max(1, steps // 4),
+        reduction_factor=2,
+    )

@@ -1,0 +1,80 @@
+"""The training loss: projector, decoder, and the head on supervised positions only.
+
+Shapes: R rows of a micro-batch, T tokens of its longest row, H hidden size, S supervised tokens, I images,
+N tokens of an image, W width of the tower's features, V vocabulary. Packed rows are one row of all their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from vrray.data.batches import Batch
+
+_SHORT = 256  # tokens of a row
+
+
+class SupervisedLoss(nn.Module):
+    """Cross-entropy summed over a micro-batch's supervised tokens, times `scale`.
+
+    The head sees supervised positions only. The projector runs on every rank in every step, also when no row of the
+    micro-batch has an image, so that ranks never run different modules, neither forward nor backward.
+    """
+
+    def __init__(self, lvlm: nn.Module):
+        super().__init__()
+        self.lvlm = lvlm
+
+    def forward(self, batch: Batch, scale: float) -> torch.Tensor:
+        core: Any = self.lvlm.model
+        projector = core.multi_modal_projector
+        dtype = projector.linear_1.weight.dtype
+        features_INW = batch.features.to(dtype)
+        idle = len(features_INW) == 0
+        if idle:
+            features_INW = features_INW.new_zeros((1, *features_INW.shape[1:]))
+        image_INH = projector(features_INW)
+        images = None if idle else {"image": BaseModelOutputWithPooling(pooler_output=list(image_INH))}
+        joined = _joined(core.language_model, image_INH) if idle else nullcontext()
+        with joined, _attention_kernel(image_INH, batch.input_ids.shape[1]):
+            hidden_RTH = core(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                mm_encoder_outputs=images,
+                use_cache=False,
+            ).last_hidden_state
+        hidden_SH = hidden_RTH.flatten(0, 1)[batch.positions]
+        logits_SV = self.lvlm.lm_head(hidden_SH).float()  # type: ignore[operator]
+        return nn.functional.cross_entropy(logits_SV, batch.targets, reduction="sum") * scale
+
+
+def _attention_kernel(image_INH: torch.Tensor, tokens: int) -> AbstractContextManager[Any]:
+    """On CPUs the fused kernel's backward pass is slow in bf16 unless rows are long (docs/benchmarks.md)."""
+    plain = image_INH.device.type == "cpu" and image_INH.dtype == torch.bfloat16 and tokens <= _SHORT
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+
+
+@contextmanager
+def _joined(decoder: nn.Module, image_INH: torch.Tensor) -> Iterator[None]:
+    """Add zero times the projector's output to what enters the decoder, where features would have been filled in.
+
+    Gradients then run down through every decoder layer to the projector, as they do on ranks that have images. The
+    embedding's own output must stay without a gradient: else it would be gathered in this rank's backward pass only.
+    """
+    zero = 0.0 * image_INH.sum()
+
+    def add_zero(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "inputs_embeds": kwargs["inputs_embeds"] + zero}
+
+    handle = decoder.register_forward_pre_hook(add_zero, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
