@@ -8,23 +8,15 @@ import json
 import sys
 
 from vrray.api import finetune
-from vrray.errors import VrrayError
+from vrray.job import exit_status
 from vrray.options import parse_options
 from vrray.specs import FinetuneSpec
 
 
-def main() -> int:
-    try:
-        result = finetune(**parse_options(FinetuneSpec, __doc__ or "").model_dump())
-    except VrrayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    print(json.dumps(result))
-    return 0
+def main() -> None:
+    spec = parse_options(FinetuneSpec, __doc__ or "")
+    print(json.dumps(finetune(**spec.model_dump())))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

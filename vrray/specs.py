@@ -62,7 +62,7 @@ SMOL_RECIPE = Recipe(
     learning_rate=3e-4,
     projector_learning_rate=1e-3,
     global_batch=16,
-    max_steps=12,
+    max_steps=20,
     warmup_ratio=0.1,
 )
 RECIPES = {"smol": SMOL_RECIPE}
@@ -71,7 +71,7 @@ QUICK: dict[str, Any] = {
     "placements": ["all", "uniform"],
     "prune": [0, 2],
     "examples": 16,
-    "max_steps": 8,
+    "max_steps": 12,
     "projector_steps": 24,
 }
 

@@ -18,8 +18,10 @@ import torch.distributed as dist
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
+from vrray.models.loading import decoder_layers
 from vrray.specs import Recipe
 from vrray.train.execution import Execution
+from vrray.train.loss import SupervisedLoss
 from vrray.train.trainable import Trainable
 
 _PERSISTENT = 10**12  # more parameters than any model has: every one stays gathered
@@ -80,7 +82,7 @@ def deepspeed_config(recipe: Recipe, execution: Execution, accumulation: int, tr
 
 @contextmanager
 def started_engine(
-    module: nn.Module,
+    module: SupervisedLoss,
     parameters: dict[str, nn.Parameter],
     trainable: Trainable,
     recipe: Recipe,
@@ -113,11 +115,15 @@ def started_engine(
         optimizer.clip = recipe.gradient_clip
     schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup_ratio * steps), steps)
     config = deepspeed_config(recipe, execution, accumulation, sum(p.numel() for p in originals))
+    # ZeRO-3 hooks into a decoder layer as a whole, not into each of its modules.
+    layers = list({type(layer) for layer in decoder_layers(module.lvlm)})
+    deepspeed.utils.set_z3_leaf_modules(module, layers)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=schedule, config=config)
     inner_optimizer(engine).state.clear()  # some stages take a step on zeros to make room, which Adam would count
     try:
         yield engine
     finally:
+        deepspeed.utils.unset_z3_leaf_modules(module, layers)
         _end(engine, module, originals)
 
 

@@ -1,0 +1,21 @@
+"""How a job ends: its exit status, and what it says when it fails or is interrupted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from vrray.errors import VrrayError
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Do a job's work: 0 when done, 1 after an error that vrray explains, 130 after Ctrl-C."""
+    try:
+        work()
+    except VrrayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what is finished is in the store, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
