@@ -108,6 +108,7 @@ def connected() -> Iterator[None]:
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep; finished work is in the store
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables would stand beside vrray's own progress
+    os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "10")  # a busy machine is no news
     import ray
 
     if ray.is_initialized():

@@ -62,8 +62,9 @@ SMOL_RECIPE = Recipe(
     learning_rate=3e-4,
     projector_learning_rate=1e-3,
     global_batch=16,
-    max_steps=20,
+    max_steps=40,
     warmup_ratio=0.1,
+    group_by_length=False,  # its rows are of nearly one length; grouped, a batch holds one kind of question only
 )
 RECIPES = {"smol": SMOL_RECIPE}
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
