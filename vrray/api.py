@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vrray.errors import SpecError
-from vrray.specs import FinetuneSpec, RunSpec, SweepSpec
+from vrray.specs import FinetuneSpec, PretrainSpec, RunSpec, SweepSpec
 from vrray.store import Store
 
 
@@ -76,6 +76,21 @@ def tune_layers(**options: Any) -> Sweep:
     return run(SweepSpec.parse(options))
 
 
+def pretrain_projector(**options: Any) -> dict[str, Any]:
+    """Train the projector alone (stage 1), or find it in the store; its key there, and what was measured.
+
+    Options are the fields of `vrray.specs.PretrainSpec`. Trainings and sweeps with the same options start from it.
+
+    Raises:
+        VrrayError: as `finetune`.
+    """
+    from vrray.sweep.single import run_pretrain
+
+    spec = PretrainSpec.parse(options)
+    with connected():
+        return run_pretrain(spec)
+
+
 def finetune(**options: Any) -> dict[str, Any]:
     """Train one region, or find the same training in the store; its key there, and what was measured.
 
@@ -85,7 +100,7 @@ def finetune(**options: Any) -> dict[str, Any]:
     Raises:
         VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
     """
-    from vrray.sweep.finetune import run_finetune
+    from vrray.sweep.single import run_finetune
 
     spec = FinetuneSpec.parse(options)
     with connected():
@@ -132,4 +147,5 @@ def _signature(spec: type[RunSpec], returned: Any) -> inspect.Signature:
 
 
 tune_layers.__signature__ = _signature(SweepSpec, Sweep)  # type: ignore[attr-defined]
+pretrain_projector.__signature__ = _signature(PretrainSpec, dict[str, Any])  # type: ignore[attr-defined]
 finetune.__signature__ = _signature(FinetuneSpec, dict[str, Any])  # type: ignore[attr-defined]

@@ -220,13 +220,27 @@ class SweepSpec(RunSpec):
         return self
 
 
-class FinetuneSpec(RunSpec):
+class PretrainSpec(RunSpec):
+    """Stage 1 alone: the projector is trained on captions, all else is frozen."""
+
+    seed: int = Field(0, description="seed of the data order and of dropout")
+
+    def as_sweep(self) -> SweepSpec:
+        """The sweep whose trials would start from this projector; it scores nothing."""
+        return self._one_trial({"placements": ["uniform"], "layers": [1]})
+
+    def _one_trial(self, options: dict[str, Any]) -> SweepSpec:
+        shared = {name: getattr(self, name) for name in RunSpec.model_fields}
+        one = {**shared, **options, "prune": [0], "seeds": [self.seed], "name": "single"}
+        return SweepSpec.parse(one).model_copy(update={"tasks": []})
+
+
+class FinetuneSpec(PretrainSpec):
     """One training of one region, without a sweep around it."""
 
     placement: str = Field("uniform", description="a name, or explicit layers such as 0,4,8")
     layers: int | float = Field(0.25, description="layers tuned: a count or a fraction of the depth")
     learning_rate: float | None = Field(None, gt=0, description="of the region [the model's recipe]")
-    seed: int = Field(0, description="seed of the data order and of dropout")
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -234,11 +248,9 @@ class FinetuneSpec(RunSpec):
         return _number(value)
 
     def as_sweep(self) -> SweepSpec:
-        """The sweep of this one training, which scores nothing."""
-        shared = {name: getattr(self, name) for name in RunSpec.model_fields}
-        one = {"placements": [self.placement], "layers": [self.layers], "prune": [0], "seeds": [self.seed]}
-        rates = {"learning_rates": None if self.learning_rate is None else [self.learning_rate]}
-        return SweepSpec.parse({**shared, **one, **rates, "name": "finetune"}).model_copy(update={"tasks": []})
+        """The sweep of this one training; it scores nothing."""
+        rates = None if self.learning_rate is None else [self.learning_rate]
+        return self._one_trial({"placements": [self.placement], "layers": [self.layers], "learning_rates": rates})
 
 
 def _number(value: Any) -> int | float:

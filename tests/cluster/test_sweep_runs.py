@@ -115,6 +115,14 @@ def test_a_repeated_sweep_starts_no_worker(sweep: vrray.Sweep, storage: Path, mo
     assert again.table.equals(sweep.table)
 
 
+def test_stage_1_alone_is_the_one_that_sweeps_start_from(sweep: vrray.Sweep, storage: Path) -> None:
+    names = ("global_batch", "max_steps", "projector_steps")
+    found = vrray.pretrain_projector(**{name: OPTIONS[name] for name in names}, storage=str(storage))
+    (row,) = [row for row in sweep.table.to_pylist() if row["variant"] == "untuned"]
+    assert (found["key"], found["layers"]) == (row["key"], [])
+    assert found["loss"] > 0 and found["delta_bytes"] > 0
+
+
 def test_a_failing_trial_is_marked_and_the_next_one_runs(sweep: vrray.Sweep, storage: Path) -> None:
     options = {**OPTIONS, "placements": ["bottom"], "learning_rates": [1e30, 1e-4], "prune": [0], "name": "failing"}
     table = vrray.tune_layers(**options, storage=str(storage)).table

@@ -48,12 +48,20 @@ class Session:
         Raises:
             TrainingError: stage 1 failed.
         """
-        self._compute_features()
-        self._train_projector()
+        self.pretrain()
         seconds = estimated_seconds(self.store, self.prepared, self.missing, self.groups)
         if self.missing and seconds:
             self.progress.say(f"trials: about {seconds / 60:.0f} min at the projector stage's measured speed")
         return self._run_under_tune()
+
+    def pretrain(self) -> None:
+        """Features and stage 1, the projector alone.
+
+        Raises:
+            TrainingError: stage 1 failed.
+        """
+        self._compute_features()
+        self._train_projector()
 
     def _compute_features(self) -> None:
         store, prepared = self.store, self.prepared

@@ -1,13 +1,13 @@
-"""One training of one region, without a sweep around it."""
+"""One training without a sweep around it: stage 1 alone, or a region after it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from vrray.errors import TrainingError
-from vrray.specs import FinetuneSpec
-from vrray.sweep.session import open_session
-from vrray.sweep.trial import DELTA
+from vrray.specs import FinetuneSpec, PretrainSpec
+from vrray.sweep.session import Session, open_session
+from vrray.sweep.trial import DELTA, Trial
 
 _SUMMARY = (
     "loss",
@@ -28,6 +28,18 @@ _SUMMARY = (
 )
 
 
+def run_pretrain(spec: PretrainSpec) -> dict[str, Any]:
+    """Train the projector alone, or find it in the store: its key, and what was measured.
+
+    Raises:
+        ClusterError: the cluster cannot hold the training.
+        TrainingError: the training failed.
+    """
+    with open_session(spec.as_sweep()) as session:
+        session.pretrain()
+        return _summary(session, session.prepared.projector)
+
+
 def run_finetune(spec: FinetuneSpec) -> dict[str, Any]:
     """Train on the connected Ray cluster, or find the same training in the store: its key, and what was measured.
 
@@ -39,6 +51,10 @@ def run_finetune(spec: FinetuneSpec) -> dict[str, Any]:
         (trial,), failures = session.run_trials()
         if trial.key in failures:
             raise TrainingError(failures[trial.key])
-        info = session.store.describe(DELTA, trial.key)
+        return _summary(session, trial)
+
+
+def _summary(session: Session, trial: Trial) -> dict[str, Any]:
+    info = session.store.describe(DELTA, trial.key)
     layers = {"region": trial.region.name, "layers": list(trial.region.layers)}
     return {"key": trial.key, **layers, **{name: info[name] for name in _SUMMARY if name in info}}
