@@ -16,6 +16,7 @@ from tiny import Ground, build_tiny, prepare_ground
 from vrray.models.loading import resolve_model
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several test processes, a file's tests stay together, and all that start Ray run one after the other."""
     for item in items:
