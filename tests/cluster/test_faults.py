@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,19 +137,29 @@ class Nodes:
         port, dashboard = free_port(), free_port()
         self.address = f"127.0.0.1:{port}"
         self.environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-        self._ray = str(Path(sys.executable).with_name("ray"))
+        self._ray, self._added = str(Path(sys.executable).with_name("ray")), list[int]()
         subprocess.run([self._ray, "get-auth-token", "--generate"], env=self.environment, capture_output=True)
         self._start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=0")
 
-    def add(self) -> int:
-        """Start a node; the process id of its raylet."""
+    def add(self) -> None:
+        """Start a node."""
         before = set(self._raylets())
         self._start(f"--address={self.address}", "--num-cpus=1")
         deadline = time.monotonic() + 30
         while not (new := set(self._raylets()) - before) and time.monotonic() < deadline:
             time.sleep(0.1)
-        (pid,) = new
-        return pid
+        self._added += new
+
+    def lose(self) -> None:
+        """Kill everything on a node at once, as when its power fails; not on the driver's, which bears the desk."""
+        listing = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+        processes = [line.split(None, 2) for line in listing.splitlines()[1:]]
+        keepers = {int(parent) for _, parent, args in processes if args.startswith("ray::Desk")}
+        raylet = next(pid for pid in self._added if pid not in keepers)
+        self._added.remove(raylet)
+        for pid in [raylet, *(int(pid) for pid, parent, _ in processes if int(parent) == raylet)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         subprocess.run([self._ray, "stop", "--force"], env=self.environment, capture_output=True)
@@ -176,14 +187,14 @@ def test_a_lost_node_is_replaced_or_done_without(
     command: Callable[[Path], list[str]], undisturbed: list[float], tmp_path: Path, nodes: Nodes
 ) -> None:
     nodes.add()
-    lost = nodes.add()
+    nodes.add()
     impatient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
     process = start(command(tmp_path), RAY_ADDRESS=nodes.address, RAY_AUTH_MODE="token", **impatient)
     wait_for_checkpoint(tmp_path, 2, process)
-    os.kill(lost, signal.SIGKILL)
-    lost = nodes.add()
+    nodes.lose()
+    nodes.add()
     wait_for_checkpoint(tmp_path, 6, process)
-    os.kill(lost, signal.SIGKILL)  # no other comes now: one worker goes on alone
+    nodes.lose()  # no other comes now: one worker goes on alone
     output = finish(process)
     assert output.count("workers lost") == 2
     assert output.count("goes on from the checkpoint after step") == 2
