@@ -20,7 +20,6 @@ _RECENT = 10
 _PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
-    "GH200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
@@ -73,7 +72,6 @@ class Meter:
 
     def of_step(self, step: Totals, rates: Sequence[float], gradient_norm: float) -> dict[str, float]:
         """Metrics of the step just taken; `loss_mean` is over the last ten, `peak_mib` since the training began."""
-        peak = self._peak_share(step.tokens / step.seconds)
         return {
             "step": float(len(self.losses)),
             "steps": float(self.steps),
@@ -83,35 +81,24 @@ class Meter:
             "projector_learning_rate": rates[-1],
             "gradient_norm": gradient_norm,
             "step_seconds": self._median_seconds(),
-            "samples_per_second": step.rows / step.seconds,
-            "tokens_per_second": step.tokens / step.seconds,
-            "supervised_tokens_per_second": step.supervised / step.seconds,
-            "waiting_share": step.waited / step.seconds,
-            "padded_share": 1 - step.tokens / step.slots,
+            **self._rates(step),
             "skipped": float(self.totals.skipped),
             "peak_mib": peak_mib(self.device),
-            **({} if peak is None else {"model_flop_utilisation": peak}),
         }
 
     def of_training(self) -> dict[str, float]:
         """Metrics of the whole training: rates are means, `step_seconds` the median of the steps after the first."""
         done = self.totals
-        peak = self._peak_share(done.tokens / done.seconds)
         return {
             "step": float(len(self.losses)),
             "steps": float(self.steps),
             "loss": self._recent_loss(),
             "step_seconds": self._median_seconds(),
             "train_seconds": done.seconds,
-            "samples_per_second": done.rows / done.seconds,
-            "tokens_per_second": done.tokens / done.seconds,
-            "supervised_tokens_per_second": done.supervised / done.seconds,
-            "waiting_share": done.waited / done.seconds,
-            "padded_share": 1 - done.tokens / done.slots,
+            **self._rates(done),
             "skipped": float(done.skipped),
             "peak_mib": peak_mib(self.device),
             "flops_per_second": self.flops_per_token * done.tokens / done.seconds,
-            **({} if peak is None else {"model_flop_utilisation": peak}),
         }
 
     def state(self) -> dict[str, Any]:
@@ -121,6 +108,18 @@ class Meter:
     def resume(self, state: dict[str, Any]) -> None:
         self.losses = [math.nan if loss is None else loss for loss in state["losses"]]
         self.totals = Totals(**state["totals"])
+
+    def _rates(self, sums: Totals) -> dict[str, float]:
+        """What both a step and a whole training are measured by."""
+        peak = self._peak_share(sums.tokens / sums.seconds)
+        return {
+            "samples_per_second": sums.rows / sums.seconds,
+            "tokens_per_second": sums.tokens / sums.seconds,
+            "supervised_tokens_per_second": sums.supervised / sums.seconds,
+            "waiting_share": sums.waited / sums.seconds,
+            "padded_share": 1 - sums.tokens / sums.slots,
+            **({} if peak is None else {"model_flop_utilisation": peak}),
+        }
 
     def _recent_loss(self) -> float:
         finite = [loss for loss in self.losses[-_RECENT:] if math.isfinite(loss)]
