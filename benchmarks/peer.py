@@ -66,7 +66,7 @@ def main() -> None:
         measured = train_peer(
             path,
             rows,
-            {row.image: root / row.image for row in rows if row.image is not None},
+            {name: root / name for row in rows for name in row.images},
             mode=options.mode,
             layers=layers,
             recipe=recipe,
@@ -220,7 +220,7 @@ def _preprocess(
 ) -> dict[str, torch.Tensor]:
     """Pixels `[3, side, side]` of every image that the rows use."""
     pixels = {}
-    for name in sorted({row.image for row in rows if row.image is not None}):
+    for name in sorted({name for row in rows for name in row.images}):
         source = images[name]
         image = open_image(source) if isinstance(source, Path) else source
         pixels[name] = processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
@@ -245,7 +245,7 @@ class _Collator:
             labels[index, :length] = ids[index, :length].where(torch.tensor(row.supervised), _IGNORED)
             mask[index, :length] = 1
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        pixels = [self.pixels[row.image] for row in rows if row.image is not None]
+        pixels = [self.pixels[name] for row in rows for name in row.images]
         return batch | ({"pixel_values": torch.stack(pixels)} if pixels else {})
 
 

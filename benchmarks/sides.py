@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vrray.data.encode import Row
+from vrray.data.rows import Row
 from vrray.region import Region
 from vrray.specs import Recipe
 from vrray.train.execution import Execution
@@ -137,7 +137,7 @@ def demo_rows(model: Path) -> tuple[list[Row], dict[str, Path]]:
 
     demo = build_demo(vrray_home())
     rows = encode_records(read_records(demo.train)[:96], load_processor(model), model_shape(model).image_tokens)
-    return rows, {row.image: demo.image_root / row.image for row in rows if row.image is not None}
+    return rows, {name: demo.image_root / name for row in rows for name in row.images}
 
 
 def lengthened(rows: Sequence[Row], times: int) -> list[Row]:

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from vrray.data.chunks import FeatureChunk, plan_chunks
-from vrray.data.encode import Row, encode_records
+from vrray.data.encode import encode_records
+from vrray.data.rows import Row
 from vrray.data.features import compute_chunks
 from vrray.data.records import Record, Turn
 from vrray.models.loading import base_identity, load_model, load_processor, tower_identity
@@ -127,12 +128,12 @@ def draw_photos(folder: Path, count: int) -> list[str]:
 def tiny_records(photos: Sequence[str], texts: int) -> list[Record]:
     """A question about each photo, and some without."""
     seen = [
-        Record(name, name, (Turn("<image>\nWhich colour?", name.removesuffix(".png").split("-")[1]),))
+        Record(name, (name,), (Turn("<image>\nWhich colour?", name.removesuffix(".png").split("-")[1]),))
         for name in photos
     ]
     # Lengths differ, so that ranks and micro-batches hold different numbers of supervised tokens.
     plain = [
-        Record(f"text-{n}", None, (Turn("What is it? " * (1 + n % 3), "a circle " * (1 + n % 4)),))
+        Record(f"text-{n}", (), (Turn("What is it? " * (1 + n % 3), "a circle " * (1 + n % 4)),))
         for n in range(texts)
     ]
     return seen + plain

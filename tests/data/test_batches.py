@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vrray.data.batches import collate, global_batches, rank_share
-from vrray.data.encode import Row
+from vrray.data.rows import Row
 
 
 def order(rows: int, batch: int, steps: int, seed: int = 0) -> list[int]:
@@ -131,9 +131,9 @@ class FewFeatures(dict[str, torch.Tensor]):
 
 
 FEATURES: Any = FewFeatures(a=torch.full((2, 3), 1.0).half(), b=torch.full((2, 3), 2.0).half())
-SEEN = Row("seen", (9, 9, 5, 6, 7, 2), (False, False, False, True, False, True), "b")
-TEXT = Row("text", (1, 4, 8), (False, True, True), None)
-OTHER = Row("other", (9, 9, 3, 2), (False, False, True, True), "a")
+SEEN = Row("seen", (9, 9, 5, 6, 7, 2), (False, False, False, True, False, True), ("b",))
+TEXT = Row("text", (1, 4, 8), (False, True, True), ())
+OTHER = Row("other", (9, 9, 3, 2), (False, False, True, True), ("a",))
 
 
 def test_collate_by_hand() -> None:
@@ -162,7 +162,7 @@ def test_packing_by_hand() -> None:
 
 
 def test_the_first_token_of_a_packed_row_is_not_predicted_by_the_row_before() -> None:
-    caption = Row("caption", (5, 6), (True, True), None)
+    caption = Row("caption", (5, 6), (True, True), ())
     batch = collate([caption, caption], FEATURES, 0, torch.device("cpu"), packing=True)
     assert (batch.positions.tolist(), batch.targets.tolist()) == ([0, 2], [6, 6])
 
@@ -181,7 +181,7 @@ def test_text_rows_alone_keep_the_shape_of_features() -> None:
 
 
 def test_a_first_token_cannot_be_predicted() -> None:
-    row = Row("caption", (5, 6), (True, True), None)
+    row = Row("caption", (5, 6), (True, True), ())
     batch = collate([row], FEATURES, 0, torch.device("cpu"))
     assert (batch.positions.tolist(), batch.targets.tolist()) == ([0], [6])
     assert row.supervised_tokens == 1

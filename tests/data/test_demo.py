@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
 
 
 def images_of(data: DemoData) -> dict[str, set[str]]:
-    images = {"train": {record.image or "" for path in (data.train, data.captions) for record in read_records(path)}}
+    images = {"train": {name for path in (data.train, data.captions) for record in read_records(path) for name in record.images}}
     for split in SPLITS:
         images[split] = {example.image or "" for task in VISUAL for example in data.examples(task, split)}
     return images
@@ -79,7 +79,7 @@ def test_duplicate_images_are_dropped_from_later_splits(tmp_path: Path) -> None:
 
 
 def test_captions_say_what_the_questions_say(data: DemoData) -> None:
-    caption = {record.image: record.turns for record in read_records(data.captions)}
+    caption = {record.images: record.turns for record in read_records(data.captions)}
     assert all(turns == (Turn("<image>", turns[0].assistant),) for turns in caption.values())
     assert {turns[0].assistant for turns in caption.values()} == {
         f"a {colour} {shape}"
@@ -88,8 +88,8 @@ def test_captions_say_what_the_questions_say(data: DemoData) -> None:
     }
     for record in read_records(data.train):
         answer = record.turns[0].assistant
-        if answer not in ("yes", "no") and record.image in caption:
-            assert answer in caption[record.image][0].assistant.split()
+        if answer not in ("yes", "no") and record.images in caption:
+            assert answer in caption[record.images][0].assistant.split()
 
 
 def test_training_rows(data: DemoData) -> None:

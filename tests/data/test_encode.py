@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from tiny import IMAGE_TOKENS
 
-from vrray.data.encode import Row, encode_prompt, encode_records, read_rows, write_rows
+from vrray.data.encode import encode_prompt, encode_records
 from vrray.data.records import Record, Turn
+from vrray.data.rows import Row
 from vrray.errors import DataError
 from vrray.models.loading import load_processor
 
 IMAGES = "<image>" * IMAGE_TOKENS
 TALK = Record(
     "talk",
-    "a.png",
+    ("a.png",),
     (
         Turn("<image>\nWhich colour?", "red"),
         Turn("Is it user?", "yes, assistant\n"),
@@ -58,7 +59,7 @@ def test_the_text_is_that_of_the_chat(processor: Any) -> None:
 
 def test_an_image_takes_all_its_places(processor: Any) -> None:
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
-    with_image, without = encode(processor, TALK, Record("text", None, (Turn("What?", "a circle"),)))
+    with_image, without = encode(processor, TALK, Record("text", (), (Turn("What?", "a circle"),)))
     assert (with_image.ids.count(image_id), without.ids.count(image_id)) == (IMAGE_TOKENS, 0)
     assert not any(with_image.supervised[place] for place, token in enumerate(with_image.ids) if token == image_id)
     (one,) = encode_records([TALK], processor, 1)
@@ -67,30 +68,30 @@ def test_an_image_takes_all_its_places(processor: Any) -> None:
 
 @pytest.mark.parametrize("text", ["<image>\nWhich colour?", "Which colour?\n<image>", "<image>Which colour?"])
 def test_an_image_comes_first_wherever_it_was_written(processor: Any, text: str) -> None:
-    (row,) = encode(processor, Record("r", "a.png", (Turn(text, "red"),)))
+    (row,) = encode(processor, Record("r", ("a.png",), (Turn(text, "red"),)))
     assert processor.tokenizer.decode(row.prompt) == (
         f"<|im_start|>user\n{IMAGES}\nWhich colour?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
 def test_words_around_an_image_stay_apart(processor: Any) -> None:
-    (row,) = encode(processor, Record("r", "a.png", (Turn("In this\n<image>\nwhich colour?", "red"),)))
+    (row,) = encode(processor, Record("r", ("a.png",), (Turn("In this\n<image>\nwhich colour?", "red"),)))
     assert f"{IMAGES}\nIn this\nwhich colour?<|im_end|>" in processor.tokenizer.decode(row.ids)
 
 
-@pytest.mark.parametrize("image", ["a.png", None])
-def test_a_question_is_encoded_as_in_training(processor: Any, image: str | None) -> None:
-    text = "<image>\nWhich colour?" if image else "Which colour?"
-    (row,) = encode(processor, Record("r", image, (Turn(text, "red"),)))
-    assert encode_prompt("Which colour?", processor, IMAGE_TOKENS, with_image=image is not None) == list(row.prompt)
+@pytest.mark.parametrize("images", [("a.png",), ()])
+def test_a_question_is_encoded_as_in_training(processor: Any, images: tuple[str, ...]) -> None:
+    text = "<image>\nWhich colour?" if images else "Which colour?"
+    (row,) = encode(processor, Record("r", images, (Turn(text, "red"),)))
+    assert encode_prompt("Which colour?", processor, IMAGE_TOKENS, with_image=bool(images)) == list(row.prompt)
 
 
 def test_plain_rows_are_start_image_caption_end(processor: Any) -> None:
-    caption = Record("c", "a.png", (Turn("<image>", "a red circle"),))
+    caption = Record("c", ("a.png",), (Turn("<image>", "a red circle"),))
     (row,) = encode(processor, caption, template="plain")
     assert processor.tokenizer.decode(row.ids) == f"<|im_start|>{IMAGES}a red circle<|im_end|>"
     assert supervised_parts(row, processor) == ["a red circle<|im_end|>"]
-    assert row.image == "a.png"
+    assert row.images == ("a.png",)
 
 
 def test_a_row_longer_than_the_limit_is_refused(processor: Any) -> None:
@@ -108,15 +109,3 @@ def test_a_template_that_does_not_mark_answers_is_refused(tiny_model: Path) -> N
         processor.chat_template = processor.chat_template.replace(mark, "")
     with pytest.raises(DataError, match=r"'talk' has no supervised token; does the chat template mark .*generation"):
         encode(processor, TALK)
-
-
-def test_rows_are_read_as_they_were_written(processor: Any, tmp_path: Path) -> None:
-    rows = encode(processor, TALK, Record("text", None, (Turn("What?", "a circle"),)))
-    write_rows(tmp_path, rows)
-    assert read_rows(tmp_path) == rows
-
-
-def test_rows_without_any_image_can_be_written(tmp_path: Path) -> None:
-    rows = [Row("a", (1, 2), (False, True), None)]
-    write_rows(tmp_path, rows)
-    assert read_rows(tmp_path) == rows

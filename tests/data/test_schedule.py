@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from vrray.data.encode import Row
+from vrray.data.rows import Row
 from vrray.data.schedule import Schedule, Step, prefetched
 
 ROWS = tuple(
-    Row(f"r{n}", tuple(range(3 + n * 7 % 11)), (False, *(place % 3 != 0 for place in range(2 + n * 7 % 11))), None)
+    Row(f"r{n}", tuple(range(3 + n * 7 % 11)), (False, *(place % 3 != 0 for place in range(2 + n * 7 % 11))), ())
     for n in range(20)
 )
 

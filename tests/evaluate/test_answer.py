@@ -133,11 +133,11 @@ def test_calibration_sees_what_each_prompt_alone_would_give(workspace: Workspace
     last = decoder_layers(workspace.model)[-1]
     handle = last.register_forward_hook(lambda _, __, output: seen.append(output[:, -1]))
     try:
-        calibration_batches(workspace, [(row.prompt, row.image) for row in rows], batch=2)
+        calibration_batches(workspace, [(row.prompt, row.images) for row in rows], batch=2)
         together = torch.cat(seen)
         seen.clear()
         for row in rows:
-            calibration_batches(workspace, [(row.prompt, row.image)], batch=1)
+            calibration_batches(workspace, [(row.prompt, row.images)], batch=1)
         torch.testing.assert_close(together, torch.cat(seen), rtol=1e-4, atol=1e-4)
         assert float(torch.pdist(together).min()) > 0.1
     finally:

@@ -40,7 +40,7 @@ def tasks(ground: Ground) -> list[TaskExamples]:
 
 def everything(ground: Ground, tasks: list[TaskExamples]) -> dict[str, Any]:
     workspace = ground.workspace()
-    prompts = [(row.prompt, row.image) for row in ground.rows[:7]]
+    prompts = [(row.prompt, row.images) for row in ground.rows[:7]]
     return {
         "records": evaluate_tasks(workspace, tasks, batch=2),
         "blind": evaluate_tasks(workspace, tasks, blind=True, batch=2),

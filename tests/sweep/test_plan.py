@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import DEPTH, IMAGE_TOKENS, TOWER_WIDTH, Ground, tiny_records
 
-from vrray.data.encode import read_rows
+from vrray.data.rows import Rows
 from vrray.data.records import write_records
 from vrray.data.tasks import Example, Task, TaskExamples
 from vrray.errors import ClusterError, DataError, PruningError, RegionError, SpecError
@@ -145,7 +145,7 @@ def test_rows_are_encoded_once(tiny_model: Path, store: Store, monkeypatch: pyte
     again = prepared(tiny_model, store)
     assert again == first
     with store.open("rows", first.site.calibration_key) as folder:
-        rows = read_rows(folder)
+        rows = Rows(folder)
     assert (first.rows, first.longest) == (len(rows), max(len(row.ids) for row in rows)) == (12, first.longest)
 
 

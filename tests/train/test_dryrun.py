@@ -13,7 +13,7 @@ import torch
 from ranks import run_ranks
 from tiny import DEPTH, Ground
 
-from vrray.data.encode import Row
+from vrray.data.rows import Row
 from vrray.errors import TrainingError
 from vrray.region import place
 from vrray.specs import Recipe
@@ -33,7 +33,7 @@ TRAINING = Training((), place("1,4", DEPTH), RECIPE, seed=3, execution=Execution
 def long_rows(ground: Ground) -> list[Row]:
     """Rows whose supervised tokens fill the positions: their logits take most of the memory."""
     ids = tuple(5 + number % 200 for number in range(250))
-    return [Row(f"long-{number}", ids, (False, *[True] * 249), None) for number in range(256)]
+    return [Row(f"long-{number}", ids, (False, *[True] * 249), ()) for number in range(256)]
 
 
 def limited(ground: Ground) -> Any:

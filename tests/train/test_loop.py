@@ -12,7 +12,7 @@ from ranks import run_ranks
 from tiny import DEPTH, Ground
 
 from vrray.data.batches import collate, global_batches, rank_share
-from vrray.data.encode import Row
+from vrray.data.rows import Row
 from vrray.data.schedule import Schedule, Step
 from vrray.errors import TrainingError
 from vrray.region import Region, place
@@ -56,7 +56,7 @@ class Run:
 
 def uneven_rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """Two of three rows are text: in batches of 2, often one rank has no image, and sometimes neither has."""
-    return tuple(row for number, row in enumerate(rows) if row.image is None or number % 2)
+    return tuple(row for number, row in enumerate(rows) if not row.images or number % 2)
 
 
 def run(workspace: Workspace, rows: tuple[Row, ...], training: Training) -> Run:
@@ -290,11 +290,11 @@ def test_the_first_loss_is_that_of_the_base(two: dict[str, Run]) -> None:
 def test_ranks_without_images_train_along(ground: Ground, one: dict[str, Run], two: dict[str, Run]) -> None:
     rows = uneven_rows(ground.rows)
     lengths = [len(row.ids) for row in rows]
-    assert any(len({row.image is None for row in step.rows}) == 2 for step in plain_steps(ground))
+    assert any(len({not row.images for row in step.rows}) == 2 for step in plain_steps(ground))
     kinds = set()
     for batch in global_batches(lengths, 2, STEPS, PLAIN.seed):
         (first,), (second,) = (rank_share(batch, lengths, rank, 2) for rank in range(2))
-        kinds.add((rows[first].image is not None, rows[second].image is not None))
+        kinds.add((bool(rows[first].images), bool(rows[second].images)))
     assert kinds & {(True, False), (False, True)}  # one rank has an image, the other none
     assert (False, False) in kinds
     for name in ("uneven", "uneven partitioned", "uneven packed", "uneven zero 2"):

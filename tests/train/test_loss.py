@@ -11,7 +11,7 @@ import torch
 from tiny import Ground
 
 from vrray.data.batches import Batch, collate
-from vrray.data.encode import Row
+from vrray.data.rows import Row
 from vrray.models.loading import load_model
 from vrray.train.loss import SupervisedLoss
 from vrray.train.workspace import Workspace

@@ -56,8 +56,8 @@ def on_two(ground: Ground) -> dict[str, Any]:
         with poisoned({"0-red.png"}):
             trained = train(workspace, replace(TRAINING, rows=ground.rows, execution=execution), reports.append)
         results[name] = (trained, [report["say"] for report in reports if "say" in report])
-    with poisoned({row.id for row in ground.rows if row.image}), pytest.raises(TrainingError) as refused:
-        rows = [row for row in ground.rows if row.image]
+    with poisoned({row.id for row in ground.rows if row.images}), pytest.raises(TrainingError) as refused:
+        rows = [row for row in ground.rows if row.images]
         train(workspace, replace(TRAINING, rows=rows), lambda _: None)
     return results | {"refused": str(refused.value)}
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from vrray.data.encode import Row
+from vrray.data.rows import Row
 
 _WINDOW = 32  # global batches whose rows are sorted by length together
 
@@ -38,7 +38,7 @@ class Batch:
     Attributes:
         input_ids, attention_mask: `[rows, tokens]`, padded on the right; packed: `[1, tokens of all rows]`, no mask.
         position_ids: packed only: `[1, tokens]`, from 0 in each row, which is how attention tells the rows apart.
-        features: `[images, image tokens, width]`, in the order of the image rows; empty when no row has an image.
+        features: `[images, image tokens, width]`, in the order of the rows; empty when no row has an image.
         positions: flat indices into `[rows * tokens]` whose hidden state predicts a supervised token.
         targets: the tokens to predict there.
     """
@@ -112,7 +112,7 @@ def collate(
                 positions.append(start + place - 1)
                 targets.append(row.ids[place])
     shape = (1, -1) if packing else (len(rows), longest)
-    images = [row.image for row in rows if row.image is not None]
+    images = [image for row in rows for image in row.images]
     stacked = features.stack(images) if images else torch.zeros((0, *features.shape), dtype=torch.float16)
     return Batch(
         ids.view(shape).to(device),

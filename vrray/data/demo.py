@@ -223,12 +223,14 @@ def _captions(questions: Sequence[Example]) -> list[Record]:
         shapes, colours = known & _SHAPES, known - _SHAPES
         if shapes and colours:
             turn = Turn(IMAGE_PLACEHOLDER, f"a {min(colours)} {min(shapes)}")
-            captions.append(Record(f"caption/{image}", image, (turn,)))
+            captions.append(Record(f"caption/{image}", (image,), (turn,)))
     return _shuffled(captions, "captions")
 
 
 def _as_record(example: Example) -> Record:
-    return Record(example.id, example.image, (Turn(f"{IMAGE_PLACEHOLDER}\n{example.question}", example.answer),))
+    assert example.image is not None
+    turn = Turn(f"{IMAGE_PLACEHOLDER}\n{example.question}", example.answer)
+    return Record(example.id, (example.image,), (turn,))
 
 
 def _training_examples(questions: Sequence[Example]) -> dict[str, list[Example]]:

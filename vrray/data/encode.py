@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from vrray.data.records import Record
+from vrray.data.rows import Row
 from vrray.errors import DataError
 
-KIND = "rows"
 Template = Literal["chat", "plain"]
 _IMAGE = re.compile(r"\n?<image>\n?")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One encoded record: `ids[i]` is supervised (its cross-entropy counts) where `supervised[i]`."""
-
-    id: str
-    ids: tuple[int, ...]
-    supervised: tuple[bool, ...]
-    image: str | None
-
-    @property
-    def supervised_tokens(self) -> int:
-        return sum(self.supervised[1:])
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        """The tokens before the first supervised one."""
-        return self.ids[: self.supervised.index(True)]
 
 
 def encode_records(
@@ -63,7 +39,7 @@ def encode_records(
                 f"record {record.id!r} has no supervised token; "
                 "does the chat template mark answers with {% generation %}?"
             )
-        rows.append(Row(record.id, tuple(ids), tuple(mask), record.image))
+        rows.append(Row(record.id, tuple(ids), tuple(mask), record.images))
     return rows
 
 
@@ -79,22 +55,6 @@ def encode_prompt(question: str, processor: Any, image_tokens: int, *, with_imag
     )["input_ids"]
     image_id = tokenizer.convert_tokens_to_ids(processor.image_token)
     return _expand(ids, [False] * len(ids), image_id, image_tokens)[0]
-
-
-def write_rows(folder: Path, rows: Sequence[Row]) -> None:
-    """Write `rows.parquet`."""
-    columns = {
-        "id": [row.id for row in rows],
-        "ids": [list(row.ids) for row in rows],
-        "supervised": [list(row.supervised) for row in rows],
-        "image": pa.array([row.image for row in rows], pa.string()),
-    }
-    pq.write_table(pa.table(columns), folder / "rows.parquet")
-
-
-def read_rows(folder: Path) -> list[Row]:
-    table = pq.read_table(folder / "rows.parquet").to_pylist()
-    return [Row(row["id"], tuple(row["ids"]), tuple(row["supervised"]), row["image"]) for row in table]
 
 
 def _chat(record: Record, processor: Any) -> tuple[list[int], list[bool]]:
@@ -113,7 +73,7 @@ def _plain(record: Record, processor: Any) -> tuple[list[int], list[bool]]:
     tokenizer = processor.tokenizer
     caption = tokenizer(record.turns[0].assistant, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    image = [tokenizer.convert_tokens_to_ids(processor.image_token)] if record.image else []
+    image = [tokenizer.convert_tokens_to_ids(processor.image_token)] * len(record.images)
     return start + image + caption, [False] * len(start + image) + [True] * len(caption)
 
 

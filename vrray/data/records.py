@@ -27,10 +27,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation; ``image`` is a path relative to the image root, None for a text-only record."""
+    """One conversation; ``images`` are paths relative to the image root, in the order of their placeholders."""
 
     id: str
-    image: str | None
+    images: tuple[str, ...]
     turns: tuple[Turn, ...]
 
 
@@ -148,7 +148,7 @@ def _parse_record(row: object, place: str) -> Record:
         raise DataError(f"{place}: found {reprlib.repr(row)}; write an object with id, image and conversations")
     record = Record(
         id=_parse_id(row.get("id"), place),
-        image=parse_image_path(_only_image(row.get("image"), place), place),
+        images=_parse_images(row.get("image"), place),
         turns=_parse_turns(row.get("conversations"), place),
     )
     _check_placeholders(record, place)
@@ -163,14 +163,9 @@ def _parse_id(value: object, place: str) -> str:
     raise DataError(f"{place}: field 'id' is {reprlib.repr(value)}; write a string or an integer")
 
 
-def _only_image(value: object, place: str) -> object:
-    if not isinstance(value, list):
-        return value
-    if len(value) != 1:
-        raise DataError(
-            f"{place}: field 'image' lists {len(value)} images; several images are not supported yet, keep one"
-        )
-    return value[0]
+def _parse_images(value: object, place: str) -> tuple[str, ...]:
+    paths = [parse_image_path(name, place) for name in (value if isinstance(value, list) else [value])]
+    return tuple(path for path in paths if path is not None)
 
 
 def _parse_turns(value: object, place: str) -> tuple[Turn, ...]:
@@ -202,16 +197,15 @@ def _check_placeholders(record: Record, place: str) -> None:
     if in_answers:
         raise DataError(f"{place}: {in_answers} {IMAGE_PLACEHOLDER} in answers; only a user message may hold one")
     found = sum(turn.user.count(IMAGE_PLACEHOLDER) for turn in record.turns)
-    expected = 0 if record.image is None else 1
-    if found != expected:
+    if found != len(record.images):
         raise DataError(
-            f"{place}: {found} {IMAGE_PLACEHOLDER} placeholders with image {record.image!r}, expected {expected}; "
-            f"write exactly one {IMAGE_PLACEHOLDER} with an image and none without"
+            f"{place}: {found} {IMAGE_PLACEHOLDER} placeholders with {len(record.images)} images; "
+            f"write one {IMAGE_PLACEHOLDER} for each image and none without"
         )
 
 
 def _to_row(record: Record) -> dict[str, Any]:
-    image = {} if record.image is None else {"image": record.image}
+    image = {"image": record.images[0] if len(record.images) == 1 else list(record.images)} if record.images else {}
     messages = [
         message
         for turn in record.turns

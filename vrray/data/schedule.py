@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 from vrray.data.batches import global_batches, rank_share
-from vrray.data.encode import Row
+from vrray.data.rows import Row, lengths_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ class Schedule:
 
     def steps(self, begin: int = 0) -> Iterator[Step]:
         """The steps from number `begin` (counted from 0) to the last."""
-        lengths = [len(row.ids) for row in self.rows]
+        lengths = lengths_of(self.rows)
         batches = global_batches(
             lengths, self.global_batch, self.count, self.seed, group_by_length=self.group_by_length
         )

@@ -64,13 +64,13 @@ def choose_options(workspace: Workspace, examples: Sequence[Example], *, batch: 
     return answers
 
 
-def calibration_batches(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], str | None]], batch: int) -> None:
-    """Run the decoder over left-padded prompts (token ids, image) without the head, for hooks to observe."""
+def calibration_batches(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], Sequence[str]]], batch: int) -> None:
+    """Run the decoder over left-padded prompts (token ids, images) without the head, for hooks to observe."""
     with torch.inference_mode():
         for start in range(0, len(prompts), batch):
             part = prompts[start : start + batch]
             ids, mask = _left_pad([prompt for prompt, _ in part], workspace)
-            images = [image for _, image in part if image is not None]
+            images = [image for _, names in part for image in names]
             workspace.model.model(
                 input_ids=ids,
                 attention_mask=mask,

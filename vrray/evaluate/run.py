@@ -65,7 +65,7 @@ def evaluate_tasks(
     return [record for _, _, record in sorted((item for part in everyone for item in part), key=lambda item: item[:2])]
 
 
-def rank_layers(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], str | None]]) -> LayerScores:
+def rank_layers(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], Sequence[str]]]) -> LayerScores:
     """Angular distance of every decoder layer over calibration prompts, spread over the ranks."""
     with AngularDistance(workspace.model) as distance:
         calibration_batches(workspace, prompts[workspace.rank :: workspace.world], batch=16)

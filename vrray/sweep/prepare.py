@@ -13,9 +13,10 @@ import torch
 
 from vrray.data.chunks import plan_chunks
 from vrray.data.demo import DemoData, build_demo
-from vrray.data.encode import KIND as ROWS
-from vrray.data.encode import Template, encode_records, write_rows
+from vrray.data.encode import Template, encode_records
 from vrray.data.records import Record, read_records, records_identity
+from vrray.data.rows import KIND as ROWS
+from vrray.data.rows import write_rows
 from vrray.data.tasks import Split, TaskExamples
 from vrray.errors import DataError, SpecError
 from vrray.home import vrray_home

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers import AutoConfig
 
-from vrray.data.encode import KIND as ROWS
-from vrray.data.encode import Row, read_rows
 from vrray.data.features import compute_chunks
+from vrray.data.rows import KIND as ROWS
+from vrray.data.rows import Rows
 from vrray.data.tasks import TaskExamples
 from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, rank_layers, summarise, write_records
 from vrray.pruning import pruned
@@ -74,7 +74,7 @@ def _use_features(workspace: Workspace, site: Site) -> None:
 
 
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
-    rows = _read_rows(workspace, trial.rows)
+    rows = _open_rows(workspace, trial.rows)
     training = Training(rows, trial.region, trial.recipe, trial.seed, site.execution)
     with _delta_applied(workspace, trial.start):
         trained = train(workspace, training, report, checkpoints_of=trial.key)
@@ -115,8 +115,8 @@ def _ensure_scores(workspace: Workspace, site: Site, trial: Trial) -> None:
     key = scores_key(trial.key, site.calibration_key, site.calibration)
     if workspace.store.has(SCORES, key):
         return
-    rows = _read_rows(workspace, site.calibration_key)[: site.calibration]
-    scores = rank_layers(workspace, [(row.prompt, row.image) for row in rows]).to_json()
+    rows = _open_rows(workspace, site.calibration_key)[: site.calibration]
+    scores = rank_layers(workspace, [(row.prompt, row.images) for row in rows]).to_json()
 
     def write(folder: Path) -> None:
         (folder / "scores.json").write_text(json.dumps(scores, indent=1))
@@ -151,6 +151,6 @@ def _evaluate_plan(
     dist.barrier()
 
 
-def _read_rows(workspace: Workspace, key: str) -> list[Row]:
+def _open_rows(workspace: Workspace, key: str) -> Rows:
     with workspace.store.open(ROWS, key) as folder:
-        return read_rows(folder)
+        return Rows(folder)  # a mapping outlives the file's name

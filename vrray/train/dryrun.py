@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from vrray.data.batches import collate
-from vrray.data.encode import Row
+from vrray.data.rows import Row, lengths_of
 from vrray.errors import TrainingError
 from vrray.train.loss import SupervisedLoss
 from vrray.train.workspace import Workspace, peak_mib
@@ -42,7 +42,8 @@ def fitting_micro_batch(
     Raises:
         TrainingError: not even one row fits; with figures and what to change.
     """
-    by_length = sorted(rows, key=lambda row: -len(row.ids))
+    longest_first = (-lengths_of(rows)).argsort(kind="stable")[:micro_batch]
+    by_length = [rows[int(place)] for place in longest_first]
     while True:
         longest = by_length[:micro_batch]
         if _all_ranks(workspace, _runs(workspace, module, longest, packing, reserve)):

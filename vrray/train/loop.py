@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vrray.data.batches import Batch, collate
-from vrray.data.encode import Row
+from vrray.data.rows import Row
 from vrray.data.schedule import Schedule, Step, prefetched
 from vrray.errors import TrainingError
 from vrray.models.loading import decoder_layers
@@ -150,7 +150,7 @@ class _Run:
         """One optimizer step: its loss, what was measured, and whether a checkpoint is due."""
         began, waited, slots = time.perf_counter(), 0.0, 0
         accumulation, world = len(step.micro_batches), self.workspace.world
-        watch = self._watch(images=any(row.image is not None for row in step.rows)) if first else None
+        watch = self._watch(images=any(row.images for row in step.rows)) if first else None
         # DeepSpeed divides by the accumulation steps and averages over the ranks; undo both, then take the mean.
         scale = accumulation * world / step.supervised_tokens
         losses: list[torch.Tensor] = []
