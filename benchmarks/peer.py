@@ -35,9 +35,10 @@ from transformers import (
 )
 
 from vrray.data.demo import build_demo
-from vrray.data.encode import Row, encode_records, read_rows
-from vrray.data.features import open_image
+from vrray.data.encode import encode_records
+from vrray.data.images import open_image
 from vrray.data.records import read_records
+from vrray.data.rows import Row, Rows
 from vrray.errors import SpecError
 from vrray.home import vrray_home
 from vrray.models.loading import LAYERS, PROJECTOR, load_model, load_processor, model_shape, resolve_model
@@ -59,7 +60,7 @@ def main() -> None:
     if options.rows is None:
         rows = encode_records(read_records(demo.train)[: options.records], load_processor(path), shape.image_tokens)
     else:
-        rows = read_rows(options.rows)
+        rows = list(Rows(options.rows))
     root = options.images or demo.image_root
     layers = place(options.layers, shape.depth).layers
     with redirect_stdout(sys.stderr):  # imports of Trainer print warnings; standard output is for the result
@@ -222,7 +223,7 @@ def _preprocess(
     pixels = {}
     for name in sorted({name for row in rows for name in row.images}):
         source = images[name]
-        image = open_image(source) if isinstance(source, Path) else source
+        image = open_image(source.read_bytes(), str(source)) if isinstance(source, Path) else source
         pixels[name] = processor.image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
     return pixels
 

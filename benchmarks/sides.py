@@ -159,17 +159,18 @@ def _workspace(model: Path, store: str, precision: Any) -> Any:
 
     from vrray.data.chunks import plan_chunks
     from vrray.data.features import compute_chunks
+    from vrray.data.images import Images, content_hashes
     from vrray.models.loading import base_identity, tower_identity
     from vrray.train.desk import Setup
     from vrray.train.workspace import Workspace
 
     rows, images = demo_rows(model)
     workspace = Workspace.set_up(Setup(store, str(model), base_identity(model), precision))
-    root = next(iter(images.values())).parents[2]
-    chunks = plan_chunks(list(images), {"": root}, tower_identity(model))
+    names, photos = list(images), Images({"": next(iter(images.values())).parents[2]})
+    chunks = plan_chunks(names, content_hashes(photos, names), tower_identity(model))
     if workspace.rank == 0:
         tower, processor = workspace.model.model.vision_tower, workspace.processor.image_processor
-        compute_chunks(chunks, {"": root}, tower, workspace.model.config, processor, workspace.store)
+        compute_chunks(chunks, photos, tower, workspace.model.config, processor, workspace.store)
     dist.barrier()
     workspace.use_cached(chunks)
     return workspace, rows

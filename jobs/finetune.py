@@ -1,7 +1,7 @@
 """One training as a job: tune one region of decoder layers and the projector; the last line printed is its JSON.
 
 python jobs/finetune.py --placement uniform --layers 0.25 --mode lora
-ray job submit --working-dir . -- python jobs/finetune.py --model DIR --data mine.json --images photos/
+ray job submit --working-dir . -- python jobs/finetune.py --model DIR --data mine.json --image-folder photos/
 """
 
 import json

@@ -1,6 +1,6 @@
 """Stage 1 as a job: train the projector alone, on captions; the last line printed is its JSON.
 
-python jobs/pretrain.py --model DIR --data captions.json --images photos/ --projector-steps 2000
+python jobs/pretrain.py --model DIR --data captions.json --image-folder photos/ --projector-steps 2000
 """
 
 import json

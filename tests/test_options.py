@@ -138,7 +138,7 @@ def test_unknown_flags_and_choices_end_the_command(arguments: list[str], capsys:
 @pytest.mark.parametrize(
     ("spec", "sample"),
     [
-        (SweepSpec, "easy-vqa-yesno, capitals, continents [easy-vqa capitals]"),
+        (SweepSpec, "the default with data of one's own) [easy-"),
         (FinetuneSpec, "layers tuned: a count or a fraction of the depth [0.25]"),
     ],
 )

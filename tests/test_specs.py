@@ -12,7 +12,7 @@ from vrray.specs import QUICK, SMOL_RECIPE, FinetuneSpec, Recipe, RunSpec, Sweep
 
 def test_defaults_are_valid_and_frozen() -> None:
     spec = SweepSpec.parse({})
-    assert (spec.model, spec.data) == ("smol", "demo")
+    assert (spec.model, spec.data) == ("smol", ["demo"])
     with pytest.raises(ValueError, match="frozen"):
         spec.model = "other"  # type: ignore[misc]
 
@@ -47,7 +47,7 @@ def test_quick_leaves_what_was_given(name: str, value: Any) -> None:
     [
         ("placement", "unknown option 'placement'; did you mean 'placements'?"),
         ("learning_rate", "unknown option 'learning_rate'; did you mean 'learning_rates'?"),
-        ("xyzzy", "unknown option 'xyzzy'; known are model, data, images"),
+        ("xyzzy", "unknown option 'xyzzy'; known are model, data, data_weights"),
     ],
 )
 def test_unknown_options(name: str, message: str) -> None:
@@ -94,7 +94,10 @@ def test_counts_stay_apart_from_fractions(name: str, given: Any, kept: int | flo
         ({"trials": 4}, "trials goes with search random or optuna"),
         ({"workers": 10_007}, r"global_batch \d+ is not a multiple of workers 10007"),
         ({"workers": 2, "global_batch": 5}, "global_batch 5 is not a multiple of workers 2"),
-        ({"data": "my.json"}, "a data file needs images"),
+        ({"data": ["demo", "my.json"]}, "data demo cannot be mixed"),
+        ({"data": ["a.json", "b.json"], "data_weights": [1]}, "data_weights has 1 values for 2 data entries"),
+        ({"data": ["a", "b", "c"], "image_folder": ["x", "y"]}, "image_folder has 2 entries for 3 data entries"),
+        ({"data_fraction": 0}, "option data_fraction: .*greater than 0"),
         ({"zero": 4}, r"option zero: .*got 4"),
         ({"zero": "most"}, r"option zero: .*got 'most'"),
         ({"zero": 2, "frozen": "partitioned"}, r"frozen partitioned needs zero 3, .* \(got zero 2\)"),
@@ -119,7 +122,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
     [
         {"search": "random", "trials": 4},
         {"workers": 4, "global_batch": 12},
-        {"data": "my.json", "images": "photos"},
+        {"data": ["a.json", "b.json"], "image_folder": ["photos"], "data_weights": [1.0, 0.5], "tasks": ["capitals"]},
         {"prune": [0.5, 2]},
         {"frozen": "partitioned"},
         {"frozen": "partitioned", "zero": 3},
@@ -155,8 +158,12 @@ def test_grouping_goes_into_the_recipe(model: str, default: bool) -> None:
 # Every option of a run, away from its default.
 RUN: dict[str, Any] = {
     "model": "a/dir",
-    "data": "my.json",
-    "images": "photos",
+    "data": ["my.json"],
+    "data_weights": [2.0],
+    "data_fraction": 0.5,
+    "image_folder": ["photos"],
+    "max_rejected": 0.5,
+    "template": "llama",
     "mode": "full",
     "projector_learning_rate": 0.25,
     "global_batch": 12,

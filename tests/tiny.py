@@ -25,9 +25,10 @@ from transformers import (
 
 from vrray.data.chunks import FeatureChunk, plan_chunks
 from vrray.data.encode import encode_records
-from vrray.data.rows import Row
 from vrray.data.features import compute_chunks
+from vrray.data.images import Images, content_hashes
 from vrray.data.records import Record, Turn
+from vrray.data.rows import Row
 from vrray.models.loading import base_identity, load_model, load_processor, tower_identity
 from vrray.models.smol import CHAT_TEMPLATE
 from vrray.store import Store
@@ -147,7 +148,7 @@ class Ground:
     model: str
     base: str
     chunks: tuple[FeatureChunk, ...]
-    roots: dict[str, Path]
+    images: Images
     photos: tuple[str, ...]
     rows: tuple[Row, ...]
 
@@ -169,12 +170,12 @@ def prepare_ground(folder: Path, model: Path, photos: int = 12, texts: int = 12)
     """Draw photos, compute their features with the model's tower, encode rows."""
     (folder / "photos").mkdir()
     names = draw_photos(folder / "photos", photos)
-    store, base, roots = Store(folder / "store"), base_identity(model), {"": folder / "photos"}
-    chunks = plan_chunks(names, roots, tower_identity(model), chunk=8)
+    store, base, images = Store(folder / "store"), base_identity(model), Images({"": folder / "photos"})
+    chunks = plan_chunks(names, content_hashes(images, names), tower_identity(model), chunk=8)
     processor, vision = load_processor(model), load_model(model).model.vision_tower
-    compute_chunks(chunks, roots, vision, AutoConfig.from_pretrained(model), processor.image_processor, store)
+    compute_chunks(chunks, images, vision, AutoConfig.from_pretrained(model), processor.image_processor, store)
     rows = encode_records(tiny_records(names, texts), processor, IMAGE_TOKENS)
-    return Ground(store.uri, str(model), base, tuple(chunks), roots, tuple(names), tuple(rows))
+    return Ground(store.uri, str(model), base, tuple(chunks), images, tuple(names), tuple(rows))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

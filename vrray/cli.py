@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,11 +49,30 @@ def _convert(options: argparse.Namespace) -> None:
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "What tuning a region of a model would take on each worker; no weights are needed."
     parser = commands.add_parser("plan", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--model", required=True, metavar="NAME", help="preset, model directory or hub id")
+    parser.add_argument("--workers", default=8, metavar="N", help="workers, one GPU each [8]")
+    parser.add_argument("--gpu-memory", default="80GiB", metavar="SIZE", help="80GiB, 24GB, or bytes [80GiB]")
+    where = "a name such as uniform, or layers such as 0,4,8 [a preset's: the paper's region; else uniform]"
+    parser.add_argument("--placement", metavar="VALUE", help=where)
+    parser.add_argument("--layers", metavar="VALUE", help="layers tuned: a count or a fraction of the depth [0.25]")
+    parser.add_argument("--mode", choices=["full", "lora"], help="full parameters or LoRA [the model's recipe]")
+    parser.add_argument("--global-batch", metavar="N", help="rows a step over all workers [the model's recipe]")
+    parser.add_argument("--micro-batch", default=8, metavar="N", help="rows a worker takes at once [8]")
+    parser.add_argument("--tokens", metavar="N", help="tokens of the longest row [the recipe's limit]")
+    parser.add_argument(
+        "--precision", choices=["bf16", "fp32"], default="bf16", help="of weights and activations [bf16]"
+    )
+    parser.add_argument("--image-count", metavar="N", help="images of the data, for the size of their features")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.set_defaults(run=_plan)
 
 
 def _plan(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from vrray.plan import PlanSpec, make_plan, parse_bytes, plan_text
+
+    given = {name: getattr(options, name) for name in PlanSpec.model_fields}
+    plan = make_plan(PlanSpec.parse({**given, "gpu_memory": parse_bytes(options.gpu_memory)}))
+    print(json.dumps(plan.to_json(), indent=1) if options.json else plan_text(plan))
 
 
 if __name__ == "__main__":

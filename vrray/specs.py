@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
@@ -67,6 +68,7 @@ SMOL_RECIPE = Recipe(
     group_by_length=False,  # its rows are of nearly one length; grouped, a batch holds one kind of question only
 )
 RECIPES = {"smol": SMOL_RECIPE}
+HELD_OUT = "held-out"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 QUICK: dict[str, Any] = {
     "placements": ["all", "uniform"],
@@ -81,8 +83,23 @@ class RunSpec(Frozen):
     """What every training is told: model, data, recipe, how it runs, and where."""
 
     model: str = Field("smol", description="preset or directory of a LLaVA-family model")
-    data: str = Field("demo", description="preset, or a LLaVA JSON or JSONL file")
-    images: str | None = Field(None, description="folder that the image names of a data file start from")
+    data: list[str] = Field(
+        ["demo"],
+        min_length=1,
+        description="demo, or conversations: JSON, JSONL, Parquet, a Hugging Face dataset folder, WebDataset tars; "
+        "several are mixed",
+    )
+    data_weights: list[PositiveFloat] | None = Field(
+        None, description="how often each data entry is passed over in an epoch [once]"
+    )
+    data_fraction: float = Field(1.0, gt=0, le=1, description="share of the training rows that is used, by seed")
+    image_folder: list[str] | None = Field(
+        None, description="folders or URIs that image names start from, one or one a data entry [beside the data]"
+    )
+    max_rejected: float = Field(0.01, ge=0, le=1, description="share of unusable records beyond which a run stops")
+    template: Literal["auto", "chat", "llama", "phi3", "vicuna_v1", "bunny"] = Field(
+        "auto", description="conversation template; chat: the model's own [what the model was trained with]"
+    )
     mode: Literal["full", "lora"] | None = Field(None, description="train full parameters or LoRA [the model's recipe]")
     projector_learning_rate: float | None = Field(None, gt=0, description="its own rate [the model's recipe]")
     global_batch: int | None = Field(None, ge=1, description="rows a step over all workers [the model's recipe]")
@@ -128,6 +145,11 @@ class RunSpec(Frozen):
     gpu: bool | None = Field(None, description="one GPU a worker [where the cluster has any]")
     storage: str = Field("runs", description="local path or URI of the artefact store")
 
+    @field_validator("data", "image_folder", mode="before")
+    @classmethod
+    def _read_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (str, os.PathLike)) else value
+
     @field_validator("zero", mode="before")
     @classmethod
     def _read_stage(cls, value: Any) -> Any:
@@ -143,11 +165,19 @@ class RunSpec(Frozen):
         batch = self.recipe().global_batch
         if batch % self.workers:
             raise ValueError(f"global_batch {batch} is not a multiple of workers {self.workers}")
-        if self.data != "demo" and self.images is None:
-            raise ValueError("a data file needs images, the folder that its image names start from")
+        if "demo" in self.data and len(self.data) > 1:
+            raise ValueError("data demo cannot be mixed with other data")
+        if self.data_weights is not None and len(self.data_weights) != len(self.data):
+            raise ValueError(f"data_weights has {len(self.data_weights)} values for {len(self.data)} data entries")
+        if self.image_folder is not None and len(self.image_folder) not in (1, len(self.data)):
+            raise ValueError(f"image_folder has {len(self.image_folder)} entries for {len(self.data)} data entries")
         if self.frozen == "partitioned" and self.zero not in ("auto", 3):
             raise ValueError(f"frozen partitioned needs zero 3, which alone partitions weights (got zero {self.zero})")
         return self
+
+    @property
+    def is_demo(self) -> bool:
+        return self.data == ["demo"]
 
     def recipe(self) -> Recipe:
         """The model's recipe with the options of this run; precision and learning rate are set per trial."""
@@ -176,7 +206,8 @@ class SweepSpec(RunSpec):
     tasks: list[str] = Field(
         ["easy-vqa", "capitals"],
         min_length=1,
-        description="evaluation tasks: easy-vqa, easy-vqa-yesno, capitals, continents",
+        description="evaluation tasks: easy-vqa, easy-vqa-yesno, capitals, continents, held-out (rows of the data "
+        "kept from training, the default with data of one's own)",
     )
     examples: int = Field(40, ge=8, description="examples of each task and split")
     calibration: int = Field(48, ge=2, description="training rows that rank the layers for pruning")
@@ -197,6 +228,12 @@ class SweepSpec(RunSpec):
             return options
         left_out = {"max_steps"} if options.get("epochs") is not None else set()  # either says how long to train
         return {**{name: value for name, value in QUICK.items() if name not in left_out}, **options}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _score_held_out_rows(cls, options: Any) -> Any:
+        own = isinstance(options, dict) and options.get("data") not in (None, "demo", ["demo"])
+        return {"tasks": [HELD_OUT], **options} if own else options
 
     @field_validator("layers", "prune", mode="before")
     @classmethod

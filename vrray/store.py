@@ -66,16 +66,22 @@ class Store:
         """The `info` that the artefact was committed with."""
         return dict(self._marker(kind, key)["info"])
 
-    def put(self, kind: str, key: str, write: Callable[[Path], None], info: Mapping[str, Any] | None = None) -> None:
+    def put(
+        self,
+        kind: str,
+        key: str,
+        write: Callable[[Path], Mapping[str, Any] | None],
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
         """Let `write` fill a local folder, upload its files, then commit. A complete artefact is left as it is.
 
-        Files directly in the folder are taken; sub-folders are an error.
+        Files directly in the folder are taken; sub-folders are an error. What `write` returns is added to `info`.
         """
         if self.has(kind, key):
             return
         with tempfile.TemporaryDirectory(prefix="vrray-") as scratch:
-            write(Path(scratch))
-            self._upload(kind, key, Path(scratch), dict(info or {}))
+            found = write(Path(scratch))
+            self._upload(kind, key, Path(scratch), {**(info or {}), **(found or {})})
 
     def _upload(self, kind: str, key: str, folder: Path, info: dict[str, Any]) -> None:
         attempt = uuid.uuid4().hex[:12]

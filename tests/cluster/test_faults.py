@@ -42,7 +42,7 @@ def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
     folder = tmp_path_factory.mktemp("photos")
     records = tiny_records(draw_photos(folder, 12), 20)
     write_records(folder / "records.jsonl", records)
-    options = {**OPTIONS, "model": tiny_model, "data": folder / "records.jsonl", "images": folder}
+    options = {**OPTIONS, "model": tiny_model, "data": folder / "records.jsonl", "image-folder": folder}
     return lambda storage: [sys.executable, "jobs/finetune.py", *flags({**options, "storage": storage})]
 
 

@@ -80,7 +80,7 @@ def test_generated_answers_are_those_of_a_plain_loop(
 
 def test_features_may_be_computed_while_answering(workspace: Workspace, ground: Ground, asked: list[Example]) -> None:
     live = ground.workspace_alone()
-    live.use_live(ground.roots, (IMAGE_TOKENS, TOWER_WIDTH))
+    live.use_live(ground.images, (IMAGE_TOKENS, TOWER_WIDTH))
     expected = generate_answers(workspace, asked, blind=False, batch=3)
     assert generate_answers(live, asked, blind=False, batch=3) == expected
 

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import DEPTH, IMAGE_TOKENS, TOWER_WIDTH, Ground, tiny_records
+from tiny import DEPTH, IMAGE_TOKENS, TOWER_WIDTH, Ground, draw_photos, tiny_records
 
-from vrray.data.rows import Rows
+from vrray.data import ingest_block
 from vrray.data.records import write_records
+from vrray.data.rows import Rows
 from vrray.data.tasks import Example, Task, TaskExamples
 from vrray.errors import ClusterError, DataError, PruningError, RegionError, SpecError
 from vrray.region import place
 from vrray.specs import FinetuneSpec, Recipe, SweepSpec
 from vrray.store import Store
-from vrray.sweep import prepare as prepare_module
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
 from vrray.sweep.prepare import FeaturePlan, Prepared, prepare
 from vrray.sweep.trial import DELTA, evaluation_key, is_complete, trial_key
@@ -141,7 +141,7 @@ def test_what_cannot_be_run_is_refused_at_once(
 
 def test_rows_are_encoded_once(tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepared(tiny_model, store)
-    monkeypatch.setattr(prepare_module, "encode_records", lambda *_, **__: pytest.fail("encoded again"))
+    monkeypatch.setattr(ingest_block, "encode_record", lambda *_, **__: pytest.fail("encoded again"))
     again = prepared(tiny_model, store)
     assert again == first
     with store.open("rows", first.site.calibration_key) as folder:
@@ -151,16 +151,33 @@ def test_rows_are_encoded_once(tiny_model: Path, store: Store, monkeypatch: pyte
 
 def test_own_data_with_the_demos_tasks(tiny_model: Path, ground: Ground, store: Store, tmp_path: Path) -> None:
     write_records(tmp_path / "mine.jsonl", tiny_records(ground.photos, 4))
-    photos = ground.roots[""]
-    plan = prepared(tiny_model, store, data=str(tmp_path / "mine.jsonl"), images=str(photos))
-    assert plan.roots[""] == plan.site.roots[""] == photos
+    photos = ground.images.roots[""]
+    data = str(tmp_path / "mine.jsonl")
+    plan = prepared(tiny_model, store, data=data, image_folder=str(photos), tasks=["easy-vqa", "capitals"])
+    assert plan.site.images.roots[""] == str(photos)
     asked = [example.image for group in plan.site.select for example in group.examples if example.image]
     assert asked and all(image.startswith("demo:") for image in asked)
     held = {image for chunk in plan.site.chunks for image in chunk.images}
-    assert held >= {*ground.photos, *asked}
+    with store.open("rows", plan.data.key) as folder:
+        assert held >= {*(image for row in Rows(folder) for image in row.images), *asked}
     write_records(tmp_path / "texts.jsonl", tiny_records([], 4))
-    with pytest.raises(DataError, match="has no record with an image; the projector cannot be trained"):
-        prepared(tiny_model, store, data=str(tmp_path / "texts.jsonl"), images=str(photos))
+    with pytest.raises(DataError, match=r"none of the 4 records .* with an image"):
+        prepared(tiny_model, store, data=str(tmp_path / "texts.jsonl"), tasks=["easy-vqa"])
+
+
+def test_own_data_is_scored_on_rows_that_are_held_out(tiny_model: Path, store: Store, tmp_path: Path) -> None:
+    names = draw_photos(tmp_path, 40)
+    write_records(tmp_path / "mine.jsonl", tiny_records(names, 40))
+    plan = prepared(tiny_model, store, data=str(tmp_path / "mine.jsonl"))  # the images lie beside it
+    assert {group.task.name for group in plan.site.select} <= {"held-out", "held-out-text"}
+    assert [group.task.metric for group in plan.site.select] == ["exact"] * len(plan.site.select)
+    held = {example.image for group in (*plan.site.select, *plan.test) for example in group.examples if example.image}
+    with store.open("rows", plan.data.key) as folder:
+        trained = {image for row in Rows(folder) for image in row.images}
+    assert held and trained and not held & trained
+    assert {image for chunk in plan.site.chunks for image in chunk.images} >= held | trained
+    text = plan_text(store, plan, [], CAPACITY, 1)
+    assert "in held-out splits" in text and "a generated answer must match exactly" in text
 
 
 def images_of(plan: Prepared) -> int:
@@ -175,7 +192,7 @@ def test_features_are_stored_where_they_fit_the_budget(tiny_model: Path, store: 
     assert fits.features.cached and fits.site.chunks == plan.site.chunks
     assert not exceeds.features.cached and exceeds.site.chunks == ()
     assert exceeds.site.feature_shape == plan.site.feature_shape == (IMAGE_TOKENS, TOWER_WIDTH)
-    assert exceeds.site.roots == plan.roots
+    assert exceeds.site.images.roots == plan.site.images.roots
     text = plan_text(store, exceeds, [], CAPACITY, 1)
     assert f"vision features: computed in every step ({exceeds.features.reason}); 0 images to compute" in text
 

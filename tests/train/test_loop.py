@@ -145,7 +145,7 @@ def on_two(ground: Ground) -> dict[str, Any]:
         train(workspace, replace(PLAIN, rows=rows, recipe=reckless), lambda _: None)
     runs["failure"] = (str(failure.value), base_is(workspace.model, before))
     runs["after failure"] = run(workspace, rows, PLAIN)
-    workspace.use_live(ground.roots, workspace.features.shape)
+    workspace.use_live(ground.images, workspace.features.shape)
     live = {"live": PLAIN, "live uneven": uneven, "live uneven partitioned": how(uneven, resident=False)}
     return runs | {name: run(workspace, rows, training) for name, training in live.items()}
 

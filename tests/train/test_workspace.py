@@ -21,7 +21,7 @@ def test_features_that_are_mapped_already_stay(ground: Ground) -> None:
 def test_features_may_be_cached_or_live(ground: Ground) -> None:
     workspace, asked = ground.workspace_alone(), ground.photos[3:5]
     cached = workspace.features.stack(asked)
-    workspace.use_live(ground.roots, (IMAGE_TOKENS, TOWER_WIDTH))
+    workspace.use_live(ground.images, (IMAGE_TOKENS, TOWER_WIDTH))
     assert isinstance(workspace.features, LiveFeatures)
     assert workspace.image_tokens == IMAGE_TOKENS
     torch.testing.assert_close(workspace.features.stack(asked), cached, rtol=1e-3, atol=1e-3)

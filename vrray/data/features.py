@@ -7,8 +7,11 @@ into memory. Live, they are computed whenever they are asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,19 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from vrray.data.chunks import FeatureChunk, locate
+from vrray.data.chunks import FeatureChunk
+from vrray.data.images import Images
 from vrray.errors import DataError
 from vrray.store import Store
 
 KIND = "features"
 _BATCH = 32
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 def compute_chunks(
     chunks: Sequence[FeatureChunk],
-    roots: Mapping[str, Path],
+    images: Images,
     vision: PreTrainedModel,
     config: Any,
     processor: Any,
@@ -36,23 +41,38 @@ def compute_chunks(
 ) -> None:
     """Compute and store the given chunks in this process; what is complete already is left alone.
 
+    Threads read and preprocess images ahead of the tower.
+
     Args:
         vision, config, processor: the frozen tower, the model's configuration, its image processor.
+
+    Raises:
+        DataError: an image cannot be read or decoded, or its features exceed float16.
     """
-    for chunk in chunks:
-        if store.has(KIND, chunk.key):
-            continue
-        paths = [locate(roots, name) for name in chunk.images]
-        features = [
-            tower_features(vision, config, processor, [open_image(path) for path in paths[start : start + _BATCH]])
-            for start in range(0, len(paths), _BATCH)
-        ]
-        _put_chunk(store, chunk, torch.cat(features))
+    missing = [chunk for chunk in chunks if not store.has(KIND, chunk.key)]
+    names = (name for chunk in missing for name in chunk.images)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        pixels = _read_ahead(names, images, processor, pool)
+        for chunk in missing:
+            features = []
+            for start in range(0, len(chunk.images), _BATCH):
+                batch = list(itertools.islice(pixels, min(_BATCH, len(chunk.images) - start)))
+                features.append(_run_tower(vision, config, torch.cat(batch)))
+            _put_chunk(store, chunk, torch.cat(features))
 
 
 def tower_features(vision: PreTrainedModel, config: Any, processor: Any, images: Sequence[Image.Image]) -> torch.Tensor:
     """What enters the projector for some images: `[images, tokens, width]` in float32."""
-    pixels = processor(images=list(images), return_tensors="pt")["pixel_values"]
+    return _run_tower(vision, config, torch.cat([_preprocess(image, processor) for image in images]))
+
+
+def _preprocess(image: Image.Image, processor: Any) -> torch.Tensor:
+    """Pixels `[1, 3, side, side]`."""
+    pixels: torch.Tensor = processor(images=[image], return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def _run_tower(vision: PreTrainedModel, config: Any, pixels: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         hidden = vision(pixels.to(vision.device, vision.dtype), output_hidden_states=True).hidden_states
     chosen = config.vision_feature_layer
@@ -61,29 +81,28 @@ def tower_features(vision: PreTrainedModel, config: Any, processor: Any, images:
     return torch.cat([hidden[layer][:, cut:] for layer in layers], dim=-1).float()
 
 
-def open_image(path: Path) -> Image.Image:
-    """An image as RGB.
-
-    Raises:
-        DataError: it is missing or cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} cannot be read: {error}") from error
+def _read_ahead(
+    names: Iterable[str], images: Images, processor: Any, pool: ThreadPoolExecutor
+) -> Iterator[torch.Tensor]:
+    """The pixels of images in their order, `[1, 3, side, side]` each; two batches are under way."""
+    waiting: deque[Future[torch.Tensor]] = deque()
+    for name in names:
+        waiting.append(pool.submit(lambda name: _preprocess(images.open(name), processor), name))
+        if len(waiting) > 2 * _BATCH:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 class CachedFeatures:
     """Memory-mapped features of chunks, by image name; `close()` ends the mapping."""
 
     def __init__(self, store: Store, chunks: Sequence[FeatureChunk]):
-        self._resources = ExitStack()
         self._rows: dict[str, np.ndarray[Any, Any]] = {}
         for chunk in chunks:
-            folder = self._resources.enter_context(store.open(KIND, chunk.key))
-            source = self._resources.enter_context(pa.memory_map(str(folder / "features.arrow")))
-            table = pa.ipc.open_file(source).read_all()
+            # A mapping outlives its file's name and descriptor, of which a process has fewer than there may be chunks.
+            with store.open(KIND, chunk.key) as folder, pa.memory_map(str(folder / "features.arrow")) as source:
+                table = pa.ipc.open_file(source).read_all()
             shape = [int(part) for part in table.schema.metadata[b"shape"].decode().split("x")]
             data = np.frombuffer(table["feature"].chunk(0).buffers()[1], dtype=np.float16)
             self._rows.update(zip(chunk.images, data.reshape(-1, *shape), strict=True))
@@ -100,31 +119,29 @@ class CachedFeatures:
 
     def close(self) -> None:
         self._rows.clear()
-        self._resources.close()
 
 
 class LiveFeatures:
     """Features computed from the images each time, with the frozen tower on this worker's device.
 
     Args:
-        roots: where images lie (see `vrray.data.chunks.plan_chunks`).
         shape: `(tokens, width)` of one image.
         vision, config, processor: the frozen tower, the model's configuration, its image processor.
     """
 
-    def __init__(
-        self, roots: Mapping[str, Path], shape: tuple[int, int], vision: PreTrainedModel, config: Any, processor: Any
-    ):
+    def __init__(self, images: Images, shape: tuple[int, int], vision: PreTrainedModel, config: Any, processor: Any):
         self.shape = shape
-        self._roots, self._vision, self._config, self._processor = roots, vision, config, processor
+        self._images, self._vision, self._config, self._processor = images, vision, config, processor
+        self._pool = ThreadPoolExecutor(_THREADS)
 
     def stack(self, images: Sequence[str]) -> torch.Tensor:
         """`[images, tokens, width]`, float16, on the tower's device."""
-        opened = [open_image(locate(self._roots, name)) for name in images]
-        return tower_features(self._vision, self._config, self._processor, opened).half()
+        pixels = torch.cat(list(_read_ahead(images, self._images, self._processor, self._pool)))
+        return _run_tower(self._vision, self._config, pixels).half()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """End the threads."""
+        self._pool.shutdown()
 
 
 def _put_chunk(store: Store, chunk: FeatureChunk, features: torch.Tensor) -> None:

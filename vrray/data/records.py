@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import reprlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from vrray.errors import DataError
 
 IMAGE_PLACEHOLDER = "<image>"
+_ABSOLUTE = re.compile(r"[/\\]|.:", re.DOTALL)  # on POSIX or Windows
+_SLASH = re.compile(r"[/\\]")
+_ROLES = {"human": True, "user": True, "gpt": False, "assistant": False}  # whether they are the user's
 
 
 @dataclass(frozen=True)
@@ -35,22 +39,41 @@ class Record:
 
 
 def read_records(path: str | os.PathLike[str]) -> list[Record]:
-    """Reads LLaVA conversations (https://github.com/haotian-liu/LLaVA, docs/Finetune_Custom_Data.md).
-
-    The file is a JSON list or JSONL, told apart by its first character.
+    """Reads the records of a JSON list or of JSONL, told apart by the first character (see `parse_record`).
 
     Raises:
         DataError: the file or one of its rows is missing or malformed; names the file, row (and line for JSONL).
     """
-    records: list[Record] = []
-    first_place: dict[str, str] = {}
-    for place, row in read_rows(path):
-        record = _parse_record(row, place)
-        if record.id in first_place:
-            raise DataError(f"{place}: id {record.id!r} is already that of {first_place[record.id]}; make ids unique")
-        first_place[record.id] = place
-        records.append(record)
-    return records
+    return [parse_record(row, place) for place, row in read_rows(path)]
+
+
+def parse_record(value: object, place: str) -> Record:
+    """The record of a row, in LLaVA's format (https://github.com/haotian-liu/LLaVA, docs/Finetune_Custom_Data.md).
+
+    - `id`: a string or an integer; several records may share one.
+    - `image` or `images`: a name, a list of names, or nothing.
+    - `conversations` of `from` (human, gpt) and `value`, or `messages` of `role` (user, assistant) and `content`,
+      which is a text or a list of parts of the type text or image.
+
+    Roles alternate and the last message is an answer, which may be empty. A first message of the assistant answers
+    nothing and is dropped, as LLaVA's training does. The user's messages hold one `<image>` for each image.
+    Other fields are ignored.
+
+    Args:
+        place: where the row stands; the message of every error begins with it.
+
+    Raises:
+        DataError: the value is not such a record.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{place}: found {shown(value)}; write an object with id, image and conversations")
+    record = Record(
+        id=_parse_id(value.get("id"), place),
+        images=_parse_images(value, place),
+        turns=_parse_turns(value, place),
+    )
+    _check_placeholders(record, place)
+    return record
 
 
 def write_records(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
@@ -88,6 +111,8 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, object]]:
                 f"{place}: invalid JSON, {error.msg} at column {error.colno}; "
                 "write one JSON object a line, or the whole file as one JSON list"
             ) from error
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"{place}: cannot be read ({error}); repair or remove the row") from error
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -107,18 +132,25 @@ def parse_image_path(value: object, place: str) -> str | None:
     """The image path of a row: None, or relative and inside its root.
 
     Raises:
-        DataError: ``value`` is neither a string nor null, is absolute, or climbs out with "..".
+        DataError: ``value`` is neither a string nor null, is absolute, climbs out with "..", or is no file name.
     """
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: field 'image' is {reprlib.repr(value)}; write a relative path, or leave it out")
-    windows_path = PureWindowsPath(value)  # splits at both slashes
-    if PurePosixPath(value).is_absolute() or windows_path.drive or windows_path.root:
-        raise DataError(f"{place}: image {value!r} is absolute; write it relative to the image root")
-    if ".." in windows_path.parts:
-        raise DataError(f"{place}: image {value!r} may leave the image root; write it without '..'")
+        raise DataError(f"{place}: field 'image' is {shown(value)}; write a relative path, or leave it out")
+    if "\0" in value or not _is_text(value):
+        raise DataError(f"{place}: image {shown(value)} is no file name; write it without NUL and lone surrogates")
+    if _ABSOLUTE.match(value):
+        raise DataError(f"{place}: image {shown(value)} is absolute; write it relative to the image root")
+    if ".." in value and ".." in _SLASH.split(value):
+        raise DataError(f"{place}: image {shown(value)} may leave the image root; write it without '..'")
     return value
+
+
+def shown(value: object) -> str:
+    """A short form of any value for messages: printable, and at most 100 characters."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _read_text(path: Path) -> str:
@@ -140,56 +172,98 @@ def _parse_list(text: str, path: Path) -> list[object]:
             f"{path}, line {error.lineno}: invalid JSON, {error.msg} at column {error.colno}; "
             "write one JSON list of records, or one record a line"
         ) from error
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); repair the file") from error
     return rows
 
 
-def _parse_record(row: object, place: str) -> Record:
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: found {reprlib.repr(row)}; write an object with id, image and conversations")
-    record = Record(
-        id=_parse_id(row.get("id"), place),
-        images=_parse_images(row.get("image"), place),
-        turns=_parse_turns(row.get("conversations"), place),
-    )
-    _check_placeholders(record, place)
-    return record
-
-
 def _parse_id(value: object, place: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 64:
         return str(value)
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and value and _is_text(value):
         return value
-    raise DataError(f"{place}: field 'id' is {reprlib.repr(value)}; write a string or an integer")
+    raise DataError(f"{place}: field 'id' is {shown(value)}; write a string or an integer")
 
 
-def _parse_images(value: object, place: str) -> tuple[str, ...]:
-    paths = [parse_image_path(name, place) for name in (value if isinstance(value, list) else [value])]
+def _parse_images(row: Mapping[str, object], place: str) -> tuple[str, ...]:
+    _, value = _one_of(row, "image", "images", place)
+    names = value if isinstance(value, list) else [] if value is None else [value]
+    paths = [parse_image_path(name, place) for name in names]
+    if None in paths:
+        raise DataError(f"{place}: image {paths.index(None) + 1} of {len(paths)} is missing; write its name")
     return tuple(path for path in paths if path is not None)
 
 
-def _parse_turns(value: object, place: str) -> tuple[Turn, ...]:
+def _parse_turns(row: Mapping[str, object], place: str) -> tuple[Turn, ...]:
+    field, value = _one_of(row, "conversations", "messages", place)
     if not isinstance(value, list) or not value:
-        raise DataError(f"{place}: field 'conversations' is {reprlib.repr(value)}; write a user message and its answer")
-    texts = [_parse_message(message, index, f"{place}, message {index + 1}") for index, message in enumerate(value)]
-    if len(texts) % 2:
-        raise DataError(f"{place}: {len(texts)} messages end with the user's; add the answer or drop the message")
-    return tuple(Turn(user, assistant) for user, assistant in zip(texts[::2], texts[1::2], strict=True))
+        raise DataError(f"{place}: field {field!r} is {shown(value)}; write a user message and its answer")
+    turns: list[Turn] = []
+    question: str | None = None
+    for number, message in enumerate(value, start=1):
+        where = f"{place}, message {number}"
+        of_user, text = _parse_message(message, where)
+        if of_user is (question is not None) and number > 1:
+            who = "user" if of_user else "assistant"
+            raise DataError(f"{where}: a second message of the {who} in a row; let user and assistant alternate")
+        if of_user and not text.strip():
+            raise DataError(f"{where}: the user's text is {shown(text)}; write a text that is not blank")
+        if question is not None:
+            turns.append(Turn(question, text))
+        question = text if of_user else None
+    if question is not None or not turns:
+        raise DataError(f"{place}: its {len(value)} messages lack the last answer; add it or drop the user's message")
+    return tuple(turns)
 
 
-def _parse_message(message: object, index: int, place: str) -> str:
-    roles = ("gpt", "assistant") if index % 2 else ("human", "user")
+def _parse_message(message: object, place: str) -> tuple[bool, str]:
+    """Whether a message is the user's, and its text."""
     if not isinstance(message, dict):
-        raise DataError(f"{place}: found {reprlib.repr(message)}; write an object with 'from' and 'value'")
-    if message.get("from") not in roles:
-        raise DataError(
-            f"{place}: 'from' is {reprlib.repr(message.get('from'))}, expected {' or '.join(map(repr, roles))}; "
-            "alternate user and assistant, the user first"
-        )
-    text = message.get("value")
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{place}: 'value' is {reprlib.repr(text)}; write a text that is not blank")
+        raise DataError(f"{place}: found {shown(message)}; write an object with 'from' and 'value'")
+    role_field = "role" if message.get("from") is None and "role" in message else "from"
+    text_field = "content" if message.get("value") is None and "content" in message else "value"
+    role = message.get(role_field)
+    if role == "system":
+        raise DataError(f"{place}: system messages cannot be used, as templates have their own; drop it")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise DataError(f"{place}: {role_field!r} is {shown(role)}; write one of {', '.join(_ROLES)}")
+    text = message.get(text_field)
+    if isinstance(text, list) and text_field == "content":
+        text = "".join(_parse_part(part, place) for part in text)
+    if not isinstance(text, str):
+        raise DataError(f"{place}: {text_field!r} is {shown(text)}; write a text")
+    if not _is_text(text):
+        raise DataError(f"{place}: the text has a lone surrogate, which is no character; repair or remove the row")
+    return _ROLES[role], text
+
+
+def _parse_part(part: object, place: str) -> str:
+    """The text of one part of a message; an image stands on a line of its own, as in LLaVA data."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image":
+        return f"{IMAGE_PLACEHOLDER}\n"
+    text = part.get("text") if isinstance(part, dict) and kind == "text" else None
+    if not isinstance(text, str):
+        raise DataError(f"{place}: 'content' has the part {shown(part)}; write parts of the type text or image")
     return text
+
+
+def _one_of(row: Mapping[str, object], first: str, second: str, place: str) -> tuple[str, object]:
+    """The name and value of that one of two fields which is there; an empty list counts as nothing."""
+    there = [field for field in (first, second) if row.get(field) not in (None, [])]
+    if len(there) == 2:
+        raise DataError(f"{place}: has the fields {first!r} and {second!r}; write one of them")
+    field = there[0] if there else next((field for field in (first, second) if field in row), first)
+    return field, row.get(field)
+
+
+def _is_text(text: str) -> bool:
+    """Whether a string can be written as UTF-8, which lone surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_placeholders(record: Record, place: str) -> None:
@@ -202,6 +276,23 @@ def _check_placeholders(record: Record, place: str) -> None:
             f"{place}: {found} {IMAGE_PLACEHOLDER} placeholders with {len(record.images)} images; "
             f"write one {IMAGE_PLACEHOLDER} for each image and none without"
         )
+
+
+class _Short(reprlib.Repr):
+    """Bounded in time too, whatever the value holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxstring, self.maxother = 2, 3, 3, 40, 40
+
+    def repr_int(self, value: int, level: int) -> str:
+        return repr(value) if abs(value) < 1 << 64 else f"<an integer of {value.bit_length()} bits>"
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value) if len(value) <= 16 else f"<{len(value)} bytes>"
+
+
+_SHORT = _Short()
 
 
 def _to_row(record: Record) -> dict[str, Any]:

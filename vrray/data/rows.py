@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -69,6 +69,12 @@ def write_batches(folder: Path, batches: Iterable[pa.RecordBatch]) -> None:
             writer.write_batch(batch)
 
 
+def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of a folder's file, mapped into memory."""
+    reader = pa.ipc.open_file(pa.memory_map(str(folder / _FILE)))
+    yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+
+
 def write_order(folder: Path, order: NDArray[np.int64]) -> None:
     """Say in which order `Rows` gives the rows of the file; it may leave some out and repeat others."""
     np.save(folder / _ORDER, order, allow_pickle=False)
@@ -87,8 +93,7 @@ class Rows(Sequence[Row]):
     """
 
     def __init__(self, folder: Path):
-        reader = pa.ipc.open_file(pa.memory_map(str(folder / _FILE)))
-        self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        self._batches = list(read_batches(folder))
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)]).tolist()
         order = folder / _ORDER
         self._order = np.load(order, allow_pickle=False) if order.is_file() else np.arange(self._starts[-1])

@@ -47,7 +47,7 @@ class Schedule:
 
     def steps(self, begin: int = 0) -> Iterator[Step]:
         """The steps from number `begin` (counted from 0) to the last."""
-        lengths = lengths_of(self.rows)
+        lengths = lengths_of(self.rows).tolist()
         batches = global_batches(
             lengths, self.global_batch, self.count, self.seed, group_by_length=self.group_by_length
         )

@@ -14,7 +14,7 @@ from vrray.errors import DataError
 from vrray.metrics import normalize_answer
 
 Ability = Literal["visual", "textual"]
-Metric = Literal["exact", "choice"]
+Metric = Literal["exact", "choice", "likelihood"]
 Split = Literal["select", "test"]
 
 MAX_NEW_TOKENS = 6  # of a generated answer; part of an evaluation's key

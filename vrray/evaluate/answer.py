@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,27 +14,20 @@ from vrray.data.encode import encode_prompt
 from vrray.data.tasks import MAX_NEW_TOKENS, Example
 from vrray.train.workspace import Workspace
 
+_ANSWER_TOKENS = 128  # of a reference answer that are scored
+
 
 @torch.inference_mode()
 def generate_answers(workspace: Workspace, examples: Sequence[Example], *, blind: bool, batch: int) -> list[str]:
     """Greedy answers, in the order of the examples; `blind` leaves the image out of the prompt."""
-    prompts = [
-        encode_prompt(
-            example.question,
-            workspace.processor,
-            workspace.image_tokens,
-            with_image=example.image is not None and not blind,
-        )
-        for example in examples
-    ]
+    prompts = _prompts(workspace, examples, blind=blind)
     answers = [""] * len(examples)
     for members in _by_length(prompts, batch):
         ids, mask = _left_pad([prompts[index] for index in members], workspace)
-        names = [image for index in members if (image := examples[index].image) is not None and not blind]
         output = workspace.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            mm_encoder_outputs=_projected(workspace, names),
+            mm_encoder_outputs=_projected(workspace, _images(examples, members, blind=blind)),
             max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
             pad_token_id=workspace.padding_id,
@@ -64,7 +58,36 @@ def choose_options(workspace: Workspace, examples: Sequence[Example], *, batch: 
     return answers
 
 
-def calibration_batches(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], Sequence[str]]], batch: int) -> None:
+@torch.inference_mode()
+def answer_likelihoods(workspace: Workspace, examples: Sequence[Example], *, blind: bool, batch: int) -> list[float]:
+    """The mean probability of the reference answer's tokens after each question: `exp(-loss)` of the answer.
+
+    The geometric mean, over the first tokens of a long answer; `blind` leaves the image out of the prompt.
+    """
+    tokenizer = workspace.processor.tokenizer
+    prompts = _prompts(workspace, examples, blind=blind)
+    answers = [tokenizer(example.answer, add_special_tokens=False)["input_ids"] for example in examples]
+    rows = [(*prompt, *answer[:_ANSWER_TOKENS]) for prompt, answer in zip(prompts, answers, strict=True)]
+    likelihoods = [0.0] * len(examples)
+    for members in _by_length(rows, batch):
+        ids, mask = _right_pad([rows[index] for index in members], workspace)
+        hidden = workspace.model.model(
+            input_ids=ids,
+            attention_mask=mask,
+            mm_encoder_outputs=_projected(workspace, _images(examples, members, blind=blind)),
+            use_cache=False,
+        ).last_hidden_state
+        for place, index in enumerate(members):
+            begin, end = len(prompts[index]), len(rows[index])
+            logits = workspace.model.lm_head(hidden[place, begin - 1 : end - 1]).float()
+            loss = nn.functional.cross_entropy(logits, ids[place, begin:end])
+            likelihoods[index] = math.exp(-float(loss))
+    return likelihoods
+
+
+def calibration_batches(
+    workspace: Workspace, prompts: Sequence[tuple[Sequence[int], Sequence[str]]], batch: int
+) -> None:
     """Run the decoder over left-padded prompts (token ids, images) without the head, for hooks to observe."""
     with torch.inference_mode():
         for start in range(0, len(prompts), batch):
@@ -78,6 +101,23 @@ def calibration_batches(workspace: Workspace, prompts: Sequence[tuple[Sequence[i
                 mm_encoder_outputs=_projected(workspace, images),
                 use_cache=False,
             )
+
+
+def _prompts(workspace: Workspace, examples: Sequence[Example], *, blind: bool) -> list[list[int]]:
+    return [
+        encode_prompt(
+            example.question,
+            workspace.processor,
+            workspace.image_tokens,
+            template=workspace.template,
+            with_image=example.image is not None and not blind,
+        )
+        for example in examples
+    ]
+
+
+def _images(examples: Sequence[Example], members: Sequence[int], *, blind: bool) -> list[str]:
+    return [image for index in members if (image := examples[index].image) is not None and not blind]
 
 
 def _option_likelihoods(

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from transformers.generation.streamers import BaseStreamer
 
-from vrray.data.tasks import TaskExamples
-from vrray.evaluate.answer import calibration_batches, choose_options, generate_answers
+from vrray.data.tasks import Example, Metric, TaskExamples
+from vrray.evaluate.answer import answer_likelihoods, calibration_batches, choose_options, generate_answers
 from vrray.metrics import exact_match, mean_interval
 from vrray.scores import AngularDistance, LayerScores
 from vrray.train.workspace import Workspace
@@ -27,7 +27,7 @@ _LATENCY_TOKENS = 10
 
 @dataclass(frozen=True)
 class Answered:
-    """One example as a variant answered it; `score` is 0 or 1."""
+    """One example as a variant answered it; `score` is 0 or 1, or the mean probability of the answer's tokens."""
 
     task: str
     split: str
@@ -53,16 +53,25 @@ def evaluate_tasks(
         examples = [group.examples[place] for place in places]
         if not examples:
             continue
-        if group.task.metric == "choice":
-            answers = choose_options(workspace, examples, batch=batch)
-        else:
-            answers = generate_answers(workspace, examples, blind=blind, batch=batch)
-        for place, example, answer in zip(places, examples, answers, strict=True):
-            score = float(exact_match(answer, example.answer))
+        answers, scores = _answered(workspace, group.task.metric, examples, blind=blind, batch=batch)
+        for place, example, answer, score in zip(places, examples, answers, scores, strict=True):
             mine.append((number, place, Answered(group.task.name, group.split, example.id, answer, score, blind)))
     everyone: list[Any] = [None] * workspace.world
     dist.all_gather_object(everyone, mine)
     return [record for _, _, record in sorted((item for part in everyone for item in part), key=lambda item: item[:2])]
+
+
+def _answered(
+    workspace: Workspace, metric: Metric, examples: Sequence[Example], *, blind: bool, batch: int
+) -> tuple[list[str], list[float]]:
+    """Answers and their scores; no answer is given where the reference's own likelihood is the score."""
+    if metric == "likelihood":
+        return [""] * len(examples), answer_likelihoods(workspace, examples, blind=blind, batch=batch)
+    if metric == "choice":
+        answers = choose_options(workspace, examples, batch=batch)
+    else:
+        answers = generate_answers(workspace, examples, blind=blind, batch=batch)
+    return answers, [float(exact_match(a, e.answer)) for a, e in zip(answers, examples, strict=True)]
 
 
 def rank_layers(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], Sequence[str]]]) -> LayerScores:

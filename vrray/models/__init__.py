@@ -1,1 +1,5 @@
-"""Base models: presets, loading, the decoder's place, the demo LVLM."""
+"""Base models: presets, loading, converting, the decoder's place, the demo LVLM."""
+
+from vrray.models.presets import Preset, presets
+
+__all__ = ["Preset", "presets"]

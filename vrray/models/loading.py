@@ -5,26 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, PreTrainedModel
 
 from vrray.errors import ModelError
 from vrray.home import vrray_home
 from vrray.models import tower  # noqa: F401  (registers the demo's vision tower)
+from vrray.models.hub import converted_model, download_config, download_model, is_hub_id
+from vrray.models.original import read_json
+from vrray.models.presets import Conversation, Preset, find_preset, presets
 from vrray.models.smol import build_smol
 
-PRESETS = {"smol": build_smol}
 PROJECTOR = "model.multi_modal_projector"
 LAYERS = "model.language_model.layers"
 VISION_TOWER = "model.vision_tower"
 _SELECT_STRATEGY = "vision_feature_select_strategy"
+_ORIGINAL = re.compile(r"bunny-.*|llava_llama|.*LlavaLlamaForCausalLM|Bunny.*ForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class ModelShape:
     """What a plan needs to know of a model, without its weights. Counts are numbers of parameters.
 
     `linear_widths` adds up inputs + outputs over the linear layers of one decoder layer; `image_tokens` is how many
-    positions an image takes in the decoder.
+    positions an image takes in the decoder; `vocabulary` is how many tokens the head tells apart.
     """
 
     depth: int
@@ -44,24 +48,113 @@ class ModelShape:
     total: int
     image_tokens: int
     tower_width: int
+    vocabulary: int
+
+    @property
+    def decoder(self) -> int:
+        """Of the decoder with its embeddings and its head."""
+        return self.total - self.tower - self.projector
 
 
 def resolve_model(model: str) -> Path:
-    """The local directory of a preset (built on first use) or of a Hugging Face model directory.
+    """The local directory of a preset (built, downloaded or converted on first use), a model directory, or a hub id.
 
     Raises:
-        ModelError: there is no such preset or directory, or it is not a LLaVA-family model directory.
+        ModelError: there is no such model, or it is not of the LLaVA family, or it cannot be downloaded.
     """
-    if model in PRESETS:
-        return PRESETS[model](vrray_home())
+    preset = next((preset for preset in presets() if preset.name == model), None)
+    if preset is not None:
+        return _preset_directory(preset)
+    if (Path(model).expanduser() / "config.json").is_file():
+        path = Path(model).expanduser().resolve()
+        _check_family(path, str(path))
+        return path
+    _check_name(model)
+    return _hub_directory(model)
+
+
+def model_config(model: str) -> LlavaConfig:
+    """The configuration of what `resolve_model` takes, without its weights.
+
+    Raises:
+        ModelError: as `resolve_model`.
+    """
+    preset = next((preset for preset in presets() if preset.name == model), None)
+    if preset is not None:
+        return LlavaConfig(
+            text_config=dict(preset.decoder),
+            vision_config=dict(preset.tower),
+            vision_feature_layer=preset.feature_layer,
+            vision_feature_select_strategy=preset.features,
+            image_seq_length=preset.image_tokens,
+            projector_hidden_act="gelu",
+            tie_word_embeddings=preset.decoder["tie_word_embeddings"],
+        )
     path = Path(model).expanduser()
     if not (path / "config.json").is_file():
-        known = ", ".join(sorted(PRESETS))
-        raise ModelError(f"model {model!r} is neither a preset ({known}) nor a directory with a config.json")
-    kind = json.loads((path / "config.json").read_text()).get("model_type")
+        _check_name(model)
+        path = download_config(model)
+    _check_family(path, model)
+    return AutoConfig.from_pretrained(path, trust_remote_code=False)
+
+
+def conversation(model: str, path: Path) -> Conversation:
+    """The conversation template that a model was trained with.
+
+    It is what its configuration says under `conversation` (`vrray convert` writes it), else that of the preset that
+    `model` names, else the model's own chat template.
+
+    Args:
+        model: what the user named it by.
+        path: its directory, as `resolve_model` gave it.
+
+    Raises:
+        ModelError: the configuration names an unknown template.
+    """
+    found = read_json(path / "config.json").get("conversation")
+    if found is None:
+        preset = find_preset(model)
+        return "chat" if preset is None else preset.conversation
+    if found not in get_args(Conversation):
+        known = ", ".join(get_args(Conversation))
+        raise ModelError(f"{path / 'config.json'}: conversation {found!r} is unknown; use one of {known}")
+    return found
+
+
+def _preset_directory(preset: Preset) -> Path:
+    if preset.standard is not None:
+        return _hub_directory(preset.standard)
+    if preset.checkpoint is not None and preset.vision_tower is not None:
+        return converted_model(preset.name, preset.checkpoint, preset.vision_tower)
+    return build_smol(vrray_home())
+
+
+def _hub_directory(model: str) -> Path:
+    _check_family(download_config(model), model)  # before gigabytes are downloaded for nothing
+    return download_model(model)
+
+
+def _check_name(model: str) -> None:
+    if not is_hub_id(model) or Path(model).expanduser().exists():
+        known = ", ".join(preset.name for preset in presets())
+        raise ModelError(
+            f"model {model!r} is neither a preset ({known}), nor a directory with a config.json, nor a hub id such as "
+            "organisation/name"
+        )
+
+
+def _check_family(path: Path, model: str) -> None:
+    config = read_json(path / "config.json")
+    kind = config.get("model_type")
+    if any(_ORIGINAL.fullmatch(str(name)) for name in (kind, *(config.get("architectures") or []))):
+        preset = find_preset(model)
+        hint = "" if preset is None else f", or use the preset {preset.name}"
+        raise ModelError(
+            f"{model}: model_type {kind!r} has the layout of an original checkpoint; convert its directory once with "
+            f"`vrray convert SRC OUT` and give OUT{hint}"
+        )
     if kind != "llava":
-        raise ModelError(f"{path}: model_type {kind!r} is not supported; a LlavaForConditionalGeneration is needed")
-    return path.resolve()
+        raise ModelError(f"{model}: model_type {kind!r} is not supported; a LlavaForConditionalGeneration is needed")
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32, attention: str | None = None) -> PreTrainedModel:
@@ -108,8 +201,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def model_shape(path: Path) -> ModelShape:
-    """Sizes of a model from its configuration alone; the weights are not read."""
-    config = AutoConfig.from_pretrained(path)
+    """Sizes of the model in a directory, from its configuration alone; the weights are not read."""
+    return shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+
+
+def shape_of(config: LlavaConfig) -> ModelShape:
+    """Sizes of the model that a configuration describes; no memory is taken for its weights."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
 
@@ -127,6 +224,7 @@ def model_shape(path: Path) -> ModelShape:
         total=count(model),
         image_tokens=config.image_seq_length,
         tower_width=model.get_submodule(PROJECTOR).linear_1.in_features,
+        vocabulary=config.text_config.vocab_size,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vrray.data.chunks import FeatureChunk
+from vrray.data.images import Images
 from vrray.data.tasks import TaskExamples
 from vrray.sweep.trial import Site, Trial
 from vrray.train.desk import Report
@@ -18,7 +19,8 @@ class FeaturesJob:
 
     key: str
     chunks: tuple[FeatureChunk, ...]
-    roots: dict[str, Path]
+    images: Images
+    embedded: tuple[str, ...]
     model_path: Path
 
     def run(self, workspace: Any, report: Report) -> None:

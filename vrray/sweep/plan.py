@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vrray.data.features import KIND as FEATURES
 from vrray.errors import ClusterError
+from vrray.specs import HELD_OUT
 from vrray.store import Store
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.trial import DELTA, Site, Trial, is_complete
@@ -40,7 +41,8 @@ def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacit
     chunks = [chunk for chunk in site.chunks if not store.has(FEATURES, chunk.key)]
     lines = [
         f"sweep {spec.name!r}: {spec.model} ({prepared.shape.total / 1e6:.0f}M parameters, {prepared.shape.depth} "
-        f"decoder layers), data {spec.data}, {prepared.rows} training rows",
+        f"decoder layers), data {' '.join(spec.data)}",
+        f"data: {prepared.data.summary()}; conversation template {prepared.template}",
         _trials_line(prepared, trials, missing, trainings),
         f"workers: {spec.workers} a trial, {at_once} trial(s) at once on {capacity.cpus:g} CPUs and "
         f"{capacity.gpus:g} GPUs; DeepSpeed ZeRO stage {choice.zero}, {prepared.precision}",
@@ -57,7 +59,8 @@ def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacit
 
 def _floor_lines(site: Site) -> list[str]:
     floors = ", ".join(f"{group.task.name} {group.floor:.2f}" for group in site.select)
-    return [f"blind floor (question-only guess), select split: {floors}"] if floors else []
+    own = [f"task {g.task.name}: {g.task.description}" for g in site.select if g.task.name.startswith(HELD_OUT)]
+    return [*own, f"blind floor (question-only guess), select split: {floors}"] if floors else []
 
 
 def estimated_seconds(store: Store, prepared: Prepared, missing: Sequence[Trial], at_once: int) -> float | None:

@@ -11,27 +11,29 @@ from typing import Any, Literal
 
 import torch
 
-from vrray.data.chunks import plan_chunks
+from vrray.data.chunks import FeatureChunk, plan_chunks
 from vrray.data.demo import DemoData, build_demo
-from vrray.data.encode import Template, encode_records
-from vrray.data.records import Record, read_records, records_identity
-from vrray.data.rows import KIND as ROWS
-from vrray.data.rows import write_rows
+from vrray.data.formats import files
+from vrray.data.held_out import held_out_tasks
+from vrray.data.images import Images, content_hashes
+from vrray.data.ingest import Ingested, candidates_in, image_hashes, ingest
+from vrray.data.ingest_block import Choice, RowSpec, Source
 from vrray.data.tasks import Split, TaskExamples
-from vrray.errors import DataError, SpecError
+from vrray.data.templates import TEMPLATES
+from vrray.errors import SpecError
 from vrray.home import vrray_home
 from vrray.models.loading import (
     ModelShape,
     base_identity,
-    load_processor,
+    conversation,
     model_shape,
     resolve_model,
     tower_identity,
 )
 from vrray.pruning import removal_counts
 from vrray.region import Region, place
-from vrray.specs import Recipe, SweepSpec
-from vrray.store import Store, content_key
+from vrray.specs import HELD_OUT, Recipe, SweepSpec
+from vrray.store import Store
 from vrray.sweep.trial import Site, Trial, trial_key
 from vrray.train.execution import Execution
 from vrray.train.memory import MemoryChoice, MemoryEstimate, choose_memory, estimate_memory
@@ -59,14 +61,23 @@ class Prepared:
     precision: Literal["bf16", "fp32"]
     site: Site
     shape: ModelShape
-    roots: dict[str, Path]
+    template: str
     projector: Trial
     space: dict[str, list[Any]]
     test: tuple[TaskExamples, ...]
-    rows: int
-    longest: int
+    data: Ingested
     choice: MemoryChoice
     features: FeaturePlan
+
+    @property
+    def rows(self) -> int:
+        """Training rows."""
+        return self.data.rows
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training row."""
+        return self.data.longest
 
     def trial(self, config: dict[str, Any]) -> Trial:
         """The trial of one point of the search space.
@@ -105,30 +116,36 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
     """
     model_path = resolve_model(spec.model)
     base, shape = base_identity(model_path), model_shape(model_path)
-    demo = build_demo(vrray_home())
     recipe = spec.recipe().model_copy(update={"precision": resolve_precision(spec.precision, gpu)})
-    records, captions, roots = _records(spec, demo, recipe)
-    processor = load_processor(model_path)
-    rows, longest = _encode(records, processor, shape, recipe, "chat", base, store)
-    caption_rows, _ = _encode(captions, processor, shape, recipe, "plain", base, store)
-    select, test = (_tasks(spec, demo, split) for split in ("select", "test"))
-    asked = ([example.image for group in groups for example in group.examples] for groups in (select, test))
-    sources = [[record.image for record in part] for part in (records, captions)] + list(asked)
-    images = [[name for name in names if name] for names in sources]
-    features = _features(spec, shape, images)
-    tower = tower_identity(model_path) if features.cached else ""
-    chunks = [chunk for names in images for chunk in plan_chunks(names, roots, tower)] if features.cached else []
+    template = conversation(spec.model, model_path) if spec.template == "auto" else spec.template
+    demo = _demo(spec)
+    sources, images = _sources(spec, demo)
+    rows = RowSpec(str(model_path), base, shape.image_tokens, template, recipe.max_length)
+    data = ingest(store, sources, rows, _choice(spec, recipe), images, max_rejected=spec.max_rejected)
+    captions = _captions(spec, recipe, demo, sources, rows, images, store)
+    select, test = (_tasks(spec, demo, store, data, split) for split in ("select", "test"))
+    asked = [[e.image for group in groups for e in group.examples if e.image] for groups in (select, test)]
+    hashes = {**image_hashes(store, data.key), **image_hashes(store, captions.key)}
+    trained = list(hashes)
+    features = _features(spec, shape, [trained, *asked])
+    chunks: list[FeatureChunk] = []
+    if features.cached:
+        tower = tower_identity(model_path)
+        hashes |= content_hashes(images, [name for names in asked for name in names if name not in hashes])
+        chunks = [chunk for names in (trained, *asked) for chunk in plan_chunks(names, hashes, tower)]
+    embedded = tuple(made.key for made in (data, captions) if made.embedded)
     regions = [place(name, shape.depth, k, spec.seeds[0]) for name in spec.placements for k in spec.layers]
-    memory = _memory(spec, shape, recipe, regions, longest, worker_memory)
-    projector = _projector_trial(spec, shape, recipe, base, caption_rows)
+    memory = _memory(spec, shape, recipe, regions, data.longest, worker_memory)
+    projector = _projector_trial(spec, shape, recipe, base, captions.key)
     site = Site(
         base=base,
         chunks=tuple(dict.fromkeys(chunks)),
-        roots=roots,
+        images=images,
+        embedded=embedded,
         feature_shape=(shape.image_tokens, shape.tower_width),
         select=select,
-        calibration_key=rows,
-        calibration=min(spec.calibration, len(records)),
+        calibration_key=data.key,
+        calibration=min(spec.calibration, data.rows),
         execution=Execution(
             micro_batch=spec.micro_batch,
             zero=memory.zero,
@@ -153,12 +170,11 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
         recipe.precision,
         site,
         shape,
-        roots,
+        template,
         projector,
         space,
         test,
-        len(records),
-        longest,
+        data,
         memory,
         features,
     )
@@ -173,59 +189,67 @@ def resolve_precision(wanted: Literal["auto", "bf16", "fp32"], gpu: bool) -> Lit
     return "bf16" if gpu or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def _records(spec: SweepSpec, demo: DemoData, recipe: Recipe) -> tuple[list[Record], list[Record], dict[str, Path]]:
-    """Training records, caption records for the projector stage, and where their images are.
-
-    A run of `max_steps` sees at most that many global batches, so no more records than that are taken.
-    """
-    if spec.data == "demo":
-        records, captions, roots = read_records(demo.train), read_records(demo.captions), {"": demo.image_root}
-    else:
-        records = read_records(Path(spec.data).expanduser())
-        captions = [record for record in records if record.image]
-        if not captions:
-            raise DataError(f"{spec.data} has no record with an image; the projector cannot be trained on it")
-        assert spec.images is not None  # SweepSpec demands it
-        roots = {"": Path(spec.images).expanduser().resolve(), _DEMO_PREFIX: demo.image_root}
-    if recipe.max_steps is not None:
-        records = records[: recipe.max_steps * recipe.global_batch]
-    # Stage 1 passes over its captions twice.
-    return records, captions[: max(1, spec.projector_steps * recipe.global_batch // 2)], roots
+def _demo(spec: SweepSpec) -> DemoData | None:
+    """The demo data, where rows or tasks are taken from it."""
+    return build_demo(vrray_home()) if spec.is_demo or set(spec.tasks) - {HELD_OUT} else None
 
 
-def _encode(
-    records: Sequence[Record],
-    processor: Any,
-    shape: ModelShape,
-    recipe: Recipe,
-    template: Template,
-    base: str,
-    store: Store,
-) -> tuple[str, int]:
-    """The key of the encoded rows, and the tokens of the longest."""
-    key = content_key(
-        {
-            "format": 2,
-            "records": records_identity(records),
-            "base": base,
-            "template": template,
-            "max_length": recipe.max_length,
-        }
+def _sources(spec: SweepSpec, demo: DemoData | None) -> tuple[list[Source], Images]:
+    """Where records and images are. Images lie beside the data where no folder is given."""
+    if spec.is_demo:
+        assert demo is not None
+        return [Source(str(demo.train))], Images({"": demo.image_root})
+    folders = spec.image_folder or [files.parent(files.absolute(location)) for location in spec.data]
+    folders = folders * len(spec.data) if len(folders) == 1 else folders
+    prefixes = [""] if len(spec.data) == 1 else [str(number) for number in range(len(spec.data))]
+    weights = spec.data_weights or [1.0] * len(spec.data)
+    sources = [Source(*entry) for entry in zip(spec.data, prefixes, weights, strict=True)]
+    roots: dict[str, str] = dict(zip(prefixes, folders, strict=True))
+    return sources, Images(roots | ({_DEMO_PREFIX: str(demo.image_root)} if demo else {}))
+
+
+def _choice(spec: SweepSpec, recipe: Recipe) -> Choice:
+    """Which records are trained on: a run of `max_steps` sees at most that many global batches."""
+    return Choice(
+        seed=spec.seeds[0],
+        fraction=spec.data_fraction,
+        limit=recipe.max_steps and recipe.max_steps * recipe.global_batch,
+        in_order=spec.is_demo,
+        held_out=spec.examples if HELD_OUT in spec.tasks else 0,
     )
-    if not store.has(ROWS, key):
-        rows = encode_records(records, processor, shape.image_tokens, template=template, max_length=recipe.max_length)
-        longest = max(len(row.ids) for row in rows)
-        store.put(ROWS, key, lambda folder: write_rows(folder, rows), {"rows": len(rows), "longest": longest})
-    return key, int(store.describe(ROWS, key)["longest"])
 
 
-def _tasks(spec: SweepSpec, demo: DemoData, split: Split) -> tuple[TaskExamples, ...]:
-    groups = []
+def _captions(
+    spec: SweepSpec,
+    recipe: Recipe,
+    demo: DemoData | None,
+    sources: Sequence[Source],
+    rows: RowSpec,
+    images: Images,
+    store: Store,
+) -> Ingested:
+    """The rows of stage 1, which passes over them twice: the demo's captions, or the data's own images and answers."""
+    choice = replace(
+        _choice(spec, recipe), with_image=True, limit=max(1, spec.projector_steps * recipe.global_batch // 2)
+    )
+    template = "plain" if rows.template in TEMPLATES else "caption"
+    entries = [Source(str(demo.captions))] if spec.is_demo and demo else sources
+    return ingest(store, entries, replace(rows, template=template), choice, images, max_rejected=spec.max_rejected)
+
+
+def _tasks(
+    spec: SweepSpec, demo: DemoData | None, store: Store, data: Ingested, split: Split
+) -> tuple[TaskExamples, ...]:
+    groups: list[TaskExamples] = []
     for name in spec.tasks:
+        if name == HELD_OUT:
+            groups += held_out_tasks(candidates_in(store, data.key), split, spec.examples)
+            continue
+        assert demo is not None
         if name not in demo.tasks:
-            raise SpecError(f"unknown task {name!r}; known are {', '.join(demo.tasks)}")
+            raise SpecError(f"unknown task {name!r}; known are {', '.join([*demo.tasks, HELD_OUT])}")
         examples = demo.examples(name, split, spec.examples)
-        if spec.data != "demo":
+        if not spec.is_demo:
             examples = tuple(replace(e, image=f"{_DEMO_PREFIX}:{e.image}" if e.image else None) for e in examples)
         groups.append(TaskExamples(demo.tasks[name], split, examples, demo.floor(name, split, spec.examples)))
     return tuple(groups)

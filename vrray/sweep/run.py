@@ -84,7 +84,7 @@ def _context(prepared: Prepared, seconds: float) -> dict[str, str]:
     resources = ray.cluster_resources()
     return {
         "model": spec.model,
-        "data": f"{spec.data} ({prepared.rows} training rows)",
+        "data": f"{' '.join(spec.data)} ({prepared.rows} training rows)",
         "tasks": f"{', '.join(spec.tasks)}; {spec.examples} examples of each task and split",
         "recipe": json.dumps(prepared.trial(prepared.configs()[0]).recipe.model_dump()),
         "seeds": ", ".join(map(str, spec.seeds)),

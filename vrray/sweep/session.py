@@ -64,14 +64,14 @@ class Session:
         self._train_projector()
 
     def _compute_features(self) -> None:
-        store, prepared = self.store, self.prepared
+        store, prepared, site = self.store, self.prepared, self.prepared.site
         missing = [chunk for chunk in prepared.site.chunks if not store.has(FEATURES, chunk.key)]
         if not missing:
             return
         self.progress.say(f"vision features of {sum(len(chunk.images) for chunk in missing)} images")
         shares = [tuple(missing[place :: self.groups]) for place in range(self.groups)]
         jobs = [
-            FeaturesJob(f"features-{uuid.uuid4().hex[:8]}", share, prepared.roots, prepared.model_path)
+            FeaturesJob(f"features-{uuid.uuid4().hex[:8]}", share, site.images, site.embedded, prepared.model_path)
             for share in shares
             if share
         ]
@@ -155,7 +155,7 @@ def open_session(spec: SweepSpec) -> Iterator[Session]:
     missing = [trial for trial in trials if not is_complete(store, prepared.site, trial)]
     print(plan_text(store, prepared, trials, capacity, at_once), flush=True)
     path, base = str(prepared.model_path), prepared.site.base
-    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger)
+    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template)
     groups = min(at_once, max(1, len(missing))) if trials else at_once
     steps = _steps_left(store, prepared, missing)
     with Progress(steps) as progress, WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from vrray.data.chunks import FeatureChunk
+from vrray.data.images import Images
 from vrray.data.tasks import MAX_NEW_TOKENS, TaskExamples
 from vrray.region import Region
 from vrray.specs import Recipe
@@ -20,13 +20,14 @@ DELTA, SCORES, EVALUATION = "delta", "scores", "evaluation"
 class Site:
     """What all trials of a sweep share: the base, where features come from, the examples, how trainings run.
 
-    `chunks` are the cached features; without any, features are computed live from the images below `roots`, and have
-    `feature_shape` (tokens, width).
+    `chunks` are the cached features; without any, features are computed live from `images` and the images that came
+    embedded with the rows of the keys in `embedded`, and have `feature_shape` (tokens, width).
     """
 
     base: str
     chunks: tuple[FeatureChunk, ...]
-    roots: dict[str, Path]
+    images: Images
+    embedded: tuple[str, ...]
     feature_shape: tuple[int, int]
     select: tuple[TaskExamples, ...]
     calibration_key: str

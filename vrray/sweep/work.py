@@ -14,6 +14,8 @@ import torch.distributed as dist
 from transformers import AutoConfig
 
 from vrray.data.features import compute_chunks
+from vrray.data.images import Images
+from vrray.data.ingest import embedded_images
 from vrray.data.rows import KIND as ROWS
 from vrray.data.rows import Rows
 from vrray.data.tasks import TaskExamples
@@ -33,9 +35,9 @@ from vrray.variant import Delta, applied
 def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> None:
     vision = workspace.model.model.vision_tower
     config = AutoConfig.from_pretrained(job.model_path)
-    images = workspace.processor.image_processor
-    for place in range(workspace.rank, len(job.chunks), workspace.world):
-        compute_chunks(job.chunks[place : place + 1], job.roots, vision, config, images, workspace.store)
+    processor, images = workspace.processor.image_processor, _with_embedded(workspace, job.images, job.embedded)
+    share = job.chunks[workspace.rank :: workspace.world]
+    compute_chunks(share, images, vision, config, processor, workspace.store)
     dist.barrier()
 
 
@@ -70,7 +72,12 @@ def _use_features(workspace: Workspace, site: Site) -> None:
     if site.chunks:
         workspace.use_cached(site.chunks)
     else:
-        workspace.use_live(site.roots, site.feature_shape)
+        workspace.use_live(_with_embedded(workspace, site.images, site.embedded), site.feature_shape)
+
+
+def _with_embedded(workspace: Workspace, images: Images, keys: Sequence[str]) -> Images:
+    """The images with those that came embedded with some rows, on this worker."""
+    return Images(images.roots, embedded_images(workspace.store, keys))
 
 
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:

@@ -45,6 +45,7 @@ class Setup:
     precision: Literal["bf16", "fp32"]
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     liger: bool = False
+    template: str = "chat"
 
 
 class Cancelled(Exception):

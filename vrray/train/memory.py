@@ -13,22 +13,36 @@ from vrray.specs import Recipe
 _OVERHEAD = 900 << 20  # interpreter, libraries, communication buffers: measured on the demo, 2 CPU workers
 _USABLE = 0.9  # share of a worker's memory that an estimate may fill
 _RESIDENT_STAGE: Literal[3] = 3  # measured against the others in docs/benchmarks.md
-_ACTIVATIONS_PER_TOKEN_AND_LAYER = 34  # values of the hidden size that one decoder layer keeps for its backward pass
+_LARGEST_BUCKET = 200_000_000  # values that gradients are reduced in at once, as vrray.train.engine sets it
+_MOST_GATHERED = 1_000_000_000  # parameters that ZeRO-3 keeps gathered at most, DeepSpeed's default
+# Values of the hidden size that one decoder layer keeps per token for its backward pass: measured on Llama and Phi-3
+# layers of the presets' proportions (frozen 15 to 18, full 21 to 26, LoRA with dropout 30 to 36).
+_KEPT_FROZEN = 18
+_KEPT_TUNED = {"full": 26, "lora": 36}
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that one worker needs, by part."""
+    """Bytes that one worker needs in a training step, by part.
+
+    `whole` is what it needs before and after a training with partitioned weights, while its base is whole.
+    """
 
     frozen: int
     trained: int
     optimizer: int
     activations: int
     overhead: int
+    whole: int = 0
 
     @property
     def total(self) -> int:
-        return self.frozen + self.trained + self.optimizer + self.activations + self.overhead
+        """The most at any time."""
+        return max(self.frozen + self.trained + self.optimizer + self.activations + self.overhead, self.whole)
+
+    def fits(self, available: int) -> bool:
+        """Whether it fits into a worker's bytes with a tenth to spare, which is what `choose_memory` asks for."""
+        return self.total <= int(_USABLE * available)
 
 
 @dataclass(frozen=True)
@@ -59,30 +73,73 @@ def estimate_memory(
     zero: int,
     resident: bool,
     recomputed: int,
+    gpu: bool = False,
 ) -> MemoryEstimate:
-    """Estimate one worker's bytes.
+    """Estimate one worker's bytes. The logits of supervised tokens are not in it: how many there are is not known.
 
     Args:
         tokens: of the longest row.
-        zero: ZeRO stage; from 1 on, the optimizer is sharded over the workers.
+        zero: ZeRO stage; from 1 on, the optimizer is sharded over the workers, from 2 on gradients too.
         resident: frozen weights whole on each worker, else partitioned over the workers.
-        recomputed: decoder layers that recompute their activations.
+        recomputed: decoder layers that recompute their activations; the tuned ones come first.
+        gpu: the bytes are a GPU's: copies for restoring the base and for the delta are in the host's memory.
     """
     width = 2 if recipe.precision == "bf16" else 4
     trained = trained_parameters(shape, region, recipe)
     frozen = shape.total - (trained if recipe.mode == "full" else shape.projector)
-    # A recomputed layer keeps its input only; while one is recomputed, it holds what the others keep throughout.
-    kept = _ACTIVATIONS_PER_TOKEN_AND_LAYER * (shape.depth - recomputed + (recomputed > 0)) + recomputed
+    plain = zero == 0 and recipe.precision == "fp32"  # without DeepSpeed's optimizer there are no master weights
+    # Master weights, two moments and the gradient that they are updated with, in float32.
+    optimizer = trained * (8 if plain else 16) // (workers if zero else 1)
+    kept = micro_batch * shape.hidden * tokens * width * _kept_per_token(shape, region, recipe, recomputed)
+    whole = 0
+    if not resident:
+        # Loading, the dry run of one row at least, and restoring happen with the base whole on the worker.
+        dry_run = trained * width + 12 * trained // workers + kept // micro_batch
+        restoring = (shape.total - shape.tower) * width // workers + optimizer
+        whole = (frozen + trained) * width + max(dry_run, restoring) + _OVERHEAD
     return MemoryEstimate(
-        frozen=frozen * width // (1 if resident else workers),
-        # Whole on each worker: weights (unless partitioned), the copy that restores the base, gradients, the bucket
-        # that they are reduced in, and the gathered result.
-        trained=trained * width * (5 if resident else 4),
-        # Sharded: float32 master weights, two moments, gradient.
-        optimizer=trained * 16 // (workers if zero else 1),
-        activations=micro_batch * tokens * shape.hidden * width * kept,
+        frozen=frozen * width if resident else _partitioned(shape, frozen, workers) * width,
+        trained=_copies(trained, workers, zero, resident, gpu) * width,
+        optimizer=optimizer,
+        activations=kept,
         overhead=_OVERHEAD,
+        whole=whole,
     )
+
+
+def logits_bytes(shape: ModelShape, precision: Literal["bf16", "fp32"], supervised: int) -> int:
+    """Bytes of the head's output for so many supervised tokens: logits, in float32 too, and their gradients."""
+    return supervised * shape.vocabulary * (10 if precision == "bf16" else 8)
+
+
+def delta_bytes(shape: ModelShape, region: Region, recipe: Recipe) -> int:
+    """Bytes of a training's artefact: what trained, in the precision of the training."""
+    return trained_parameters(shape, region, recipe) * (2 if recipe.precision == "bf16" else 4)
+
+
+def _copies(trained: int, workers: int, zero: int, resident: bool, gpu: bool) -> int:
+    """Values that a worker holds of the trained weights and their gradients, in the precision of the training."""
+    share, bucket = -(-trained // workers), min(trained, _LARGEST_BUCKET)
+    weights = trained + (share if zero == 3 else 0) if resident else share
+    gradients = {0: trained, 1: trained + bucket + share, 2: bucket + share, 3: bucket + share}[zero]
+    overlapped = bucket if gpu and zero in (1, 2) else 0  # one bucket is filled while the other one is reduced
+    # The copy that restores the base, and the delta.
+    return weights + gradients + overlapped + (0 if gpu else 2 * trained)
+
+
+def _partitioned(shape: ModelShape, frozen: int, workers: int) -> int:
+    """Frozen parameters on a worker under ZeRO-3: its share, what is gathered at a time, and the tower, whole."""
+    return (frozen - shape.tower) // workers + min(shape.decoder, _MOST_GATHERED) + shape.tower
+
+
+def _kept_per_token(shape: ModelShape, region: Region, recipe: Recipe, recomputed: int) -> int:
+    """Values of the hidden size that all layers keep, in the order in which they are chosen to recompute.
+
+    A recomputed layer keeps its input only; while one is recomputed, it holds again what it would have kept.
+    """
+    tuned = _KEPT_TUNED[recipe.mode]
+    layers = [tuned] * len(region) + [_KEPT_FROZEN] * (shape.depth - len(region))
+    return sum(layers[recomputed:]) + recomputed + (layers[0] if recomputed else 0)
 
 
 def choose_memory(
@@ -101,7 +158,6 @@ def choose_memory(
     """
     residencies = {"auto": (True, False), "resident": (True,), "partitioned": (False,)}[frozen]
     counts = {"off": (0,), "all": (depth,), "auto": tuple(range(depth + 1))}[checkpointing]
-    room = int(_USABLE * available)
     tried: list[MemoryChoice] = []
     for resident in residencies:
         if not resident and zero not in ("auto", 3):
@@ -110,14 +166,14 @@ def choose_memory(
         for recomputed in counts:
             choice = MemoryChoice(stage, resident, recomputed, estimate(stage, resident, recomputed), "")
             tried.append(choice)
-            if choice.memory.total <= room:
+            if choice.memory.fits(available):
                 return replace(choice, reason=_reason(tried, frozen, available))
     return replace(tried[-1], reason=_reason(tried, frozen, available))
 
 
 def _reason(tried: Sequence[MemoryChoice], frozen: str, available: int) -> str:
     chosen, have = tried[-1], available / 2**30
-    fits = "fit into" if chosen.memory.total <= _USABLE * available else "are asked for and exceed"
+    fits = "fit into" if chosen.memory.fits(available) else "are asked for and exceed"
     text = f"{chosen.memory.total / 2**30:.1f} GiB {fits} the {have:.1f} GiB of a worker"
     if frozen != "auto":
         text = f"as asked; {text}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from vrray.data.chunks import FeatureChunk
 from vrray.data.features import CachedFeatures, LiveFeatures
+from vrray.data.images import Images
 from vrray.models.kernels import choose_attention, fuse_kernels
 from vrray.models.loading import load_model, load_processor
 from vrray.store import Store
@@ -31,6 +32,7 @@ class Workspace:
     device: torch.device
     rank: int
     world: int
+    template: str = "chat"
     _features: CachedFeatures | LiveFeatures | None = None
     _source: object = None
 
@@ -45,17 +47,17 @@ class Workspace:
         if setup.liger:
             fuse_kernels(model, gpu=gpu)
         store, processor = Store(setup.store_uri), load_processor(path)
-        return cls(store, model, processor, setup.base, device, dist.get_rank(), dist.get_world_size())
+        return cls(store, model, processor, setup.base, device, dist.get_rank(), dist.get_world_size(), setup.template)
 
     def use_cached(self, chunks: Sequence[FeatureChunk]) -> None:
         """Map the features of these chunks; what is mapped already stays."""
         if tuple(chunks) != self._source:
             self._take(CachedFeatures(self.store, chunks), tuple(chunks))
 
-    def use_live(self, roots: Mapping[str, Path], shape: tuple[int, int]) -> None:
+    def use_live(self, images: Images, shape: tuple[int, int]) -> None:
         """Compute features from the images when they are asked for."""
         tower, config = self.model.model.vision_tower, self.model.config
-        self._take(LiveFeatures(roots, shape, tower, config, self.processor.image_processor), dict(roots))
+        self._take(LiveFeatures(images, shape, tower, config, self.processor.image_processor), images)
 
     def _take(self, features: CachedFeatures | LiveFeatures, source: object) -> None:
         if self._features is not None:
