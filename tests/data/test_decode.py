@@ -216,6 +216,19 @@ def test_of_a_multi_picture_jpeg_the_first_is_the_photo() -> None:
     np.testing.assert_array_equal(pixels(several), pixels(encoded(photo(), "JPEG")))
 
 
+@pytest.mark.parametrize(("data", "size"), [(encoded(photo(), "JPEG"), (6, 4)), (encoded(photo(), "PNG"), (48, 32))])
+def test_checking_decodes_a_jpeg_at_an_eighth(
+    data: bytes, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[int, int]] = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (sizes.append(image.size), load(image))[1])
+    check_image(data, "it")
+    assert set(sizes) == {size}
+    open_image(data, "it")
+    assert set(sizes) == {size, (48, 32)}
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.7, 0.95])
 def test_truncated_files_are_refused(kind: str, kept: float) -> None:

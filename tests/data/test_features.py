@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -214,15 +215,33 @@ def test_features_that_were_not_computed(photos: Path, tmp_path: Path) -> None:
 
 
 def test_chunks_of_any_size_keep_the_order_of_their_images(tmp_path: Path, model: Any, processor: Any) -> None:
-    """More images than threads read ahead, in chunks that batches do not divide."""
+    """More images than are read ahead, in chunks that batches do not divide."""
     (tmp_path / "photos").mkdir()
-    images, photos = Images({"": tmp_path / "photos"}), draw_photos(tmp_path / "photos", 110)
+    photos, opened, held = draw_photos(tmp_path / "photos", 150), set[str](), list[int]()
+
+    class Watched(Images):
+        def open(self, name: str) -> Image.Image:
+            opened.add(name)
+            return super().open(name)
+
+    def watch(*_: object) -> None:
+        if not held:
+            time.sleep(0.3)  # the tower is slow, and threads do what they may
+        held.append(len(opened))
+
+    images = Watched({"": tmp_path / "photos"})
     chunks, store = plan(photos, images, chunk=47), Store(tmp_path / "store")
-    compute(chunks, images, model, processor, store)
+    handle = model.model.vision_tower.register_forward_hook(watch)
+    try:
+        compute(chunks, images, model, processor, store)
+    finally:
+        handle.remove()
+    assert held[0] <= 3 * 32 + 1  # the batch itself, and two ahead
+    assert held[-1] == 150
     features, computed = CachedFeatures(store, chunks), live(images, model, processor)
-    torch.testing.assert_close(features.stack(photos), computed.stack(photos), rtol=1e-3, atol=1e-3)
     alone = torch.cat([computed.stack([name]) for name in photos])
     torch.testing.assert_close(features.stack(photos), alone, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(computed.stack(photos), alone, rtol=1e-3, atol=1e-3)
     features.close()
     computed.close()
 

@@ -46,3 +46,10 @@ def test_an_order_leaves_out_and_repeats(tmp_path: Path) -> None:
 def test_supervised_tokens_and_the_prompt() -> None:
     assert ROWS[1].supervised_tokens == 1  # nothing predicts the first token
     assert ROWS[2].prompt == (9, 9, 9)
+
+
+def test_images_come_in_the_order_of_training(tmp_path: Path) -> None:
+    write_rows(tmp_path, ROWS)
+    assert Rows(tmp_path).images() == ["x.png", "y.png"]
+    write_order(tmp_path, np.array([2, 0]))
+    assert Rows(tmp_path).images() == ["y.png", "x.png"]

@@ -115,6 +115,13 @@ class Rows(Sequence[Row]):
             return [self._row(int(place)) for place in self._order[index]]
         return self._row(int(self._order[index]))
 
+    def images(self) -> list[str]:
+        """The names of all images, once each, in the order of their first use."""
+        columns = pa.chunked_array([batch.column("images") for batch in self._batches], SCHEMA.field("images").type)
+        taken = columns.combine_chunks().take(pa.array(self._order))
+        names: list[str] = taken.flatten().unique().to_pylist()
+        return names
+
     def _row(self, place: int) -> Row:
         number = bisect.bisect_right(self._starts, place) - 1
         batch, within = self._batches[number], place - self._starts[number]

@@ -124,14 +124,17 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
     data = ingest(store, sources, rows, _choice(spec, recipe), images, max_rejected=spec.max_rejected)
     captions = _captions(spec, recipe, demo, sources, rows, images, store)
     select, test = (_tasks(spec, demo, store, data, split) for split in ("select", "test"))
-    asked = [[e.image for group in groups for e in group.examples if e.image] for groups in (select, test)]
     hashes = {**image_hashes(store, data.key), **image_hashes(store, captions.key)}
     trained = list(hashes)
+    asked = [
+        [e.image for group in groups for e in group.examples if e.image and e.image not in hashes]
+        for groups in (select, test)
+    ]
     features = _features(spec, shape, [trained, *asked])
     chunks: list[FeatureChunk] = []
     if features.cached:
         tower = tower_identity(model_path)
-        hashes |= content_hashes(images, [name for names in asked for name in names if name not in hashes])
+        hashes |= content_hashes(images, [name for names in asked for name in names])
         chunks = [chunk for names in (trained, *asked) for chunk in plan_chunks(names, hashes, tower)]
     embedded = tuple(made.key for made in (data, captions) if made.embedded)
     regions = [place(name, shape.depth, k, spec.seeds[0]) for name in spec.placements for k in spec.layers]
