@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vrray.data.encode import encode_prompt
 from vrray.data.tasks import MAX_NEW_TOKENS, Example
-from vrray.evaluate.answer import _option_likelihoods, calibration_batches, choose_options, generate_answers
+from vrray.evaluate.answer import (
+    _option_likelihoods,
+    answer_likelihoods,
+    calibration_batches,
+    choose_options,
+    generate_answers,
+)
 from vrray.models.loading import decoder_layers
 from vrray.train.workspace import Workspace
 
@@ -142,3 +149,27 @@ def test_calibration_sees_what_each_prompt_alone_would_give(workspace: Workspace
         assert float(torch.pdist(together).min()) > 0.1
     finally:
         handle.remove()
+
+
+@torch.inference_mode()
+def answer_likelihood_by_hand(workspace: Workspace, example: Example, *, blind: bool) -> float:
+    shown = example.image is not None and not blind
+    prompt = encode_prompt(example.question, workspace.processor, IMAGE_TOKENS, with_image=shown)
+    rest = workspace.processor.tokenizer(example.answer, add_special_tokens=False)["input_ids"]
+    seen = images(workspace, example) if shown else None
+    logits = workspace.model(input_ids=torch.tensor([prompt + rest]), mm_encoder_outputs=seen).logits[0].log_softmax(-1)
+    mean = sum(float(logits[len(prompt) + place - 1, token]) for place, token in enumerate(rest)) / len(rest)
+    return math.exp(mean)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+@pytest.mark.parametrize("blind", [False, True])
+def test_answer_likelihoods_are_those_of_a_plain_forward_pass(
+    workspace: Workspace, asked: list[Example], batch: int, blind: bool
+) -> None:
+    long = [replace(e, answer="a circle " * (1 + n % 3)) for n, e in enumerate(asked)]
+    found = answer_likelihoods(workspace, long, blind=blind, batch=batch)
+    assert found == pytest.approx([answer_likelihood_by_hand(workspace, e, blind=blind) for e in long], rel=1e-4)
+    assert all(0 < value < 1 for value in found)
+    if batch == 1 and not blind:
+        assert answer_likelihoods(workspace, long, blind=True, batch=1) != pytest.approx(found)
