@@ -1,6 +1,7 @@
 """Time and memory of training, settings side by side in one run, alternating.
 
 python -m benchmarks.training [--sections peer zero growth] [--models smol proportioned] [--rounds 5] [--steps 3]
+    [--zero 3]
 
 vrray trains in two gloo workers of one thread, the peer (benchmarks/peer.py: Hugging Face Trainer and PEFT) in one
 process of two threads. In each round every setting trains a few steps, so that a change of the machine's speed meets
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.models import proportioned_decoder, smol_at
 from benchmarks.sides import Case, Processes, ours, theirs
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=("smol", "proportioned"), default=["smol", "proportioned"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=3, help="vrray's stage against the peer")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     options = parser.parse_args()
     precision = resolve_precision(options.precision, gpu=False)
@@ -53,7 +55,7 @@ def main() -> None:
         for name in options.models:
             model = _model(name, folder)
             for section in options.sections:
-                for table in _tables(section, str(model)):
+                for table in _tables(section, str(model), options.zero):
                     bench.compare(replace(table, title=f"{table.title}, {name}"))
 
 
@@ -63,7 +65,7 @@ def _model(name: str, folder: Path) -> Path:
     return proportioned_decoder(folder / name, side=224, vocabulary=16_384)
 
 
-def _tables(section: str, model: str) -> list[Table]:
+def _tables(section: str, model: str, zero: Literal[0, 1, 2, 3]) -> list[Table]:
     depth = model_shape(Path(model)).depth
     whole, region = place("all", depth), place("uniform", depth, 0.25)
 
@@ -74,7 +76,13 @@ def _tables(section: str, model: str) -> list[Table]:
         modes = {"all layers, full": (whole, FULL), "region, full": (region, FULL)}
         modes |= {"all layers, LoRA": (whole, LORA), "region, LoRA": (region, LORA)}
         cases = [
-            case(f"{side}: {title}", region=chosen, recipe=recipe, peer=side == "peer")
+            case(
+                f"{side}: {title}",
+                region=chosen,
+                recipe=recipe,
+                peer=side == "peer",
+                execution=replace(PLAIN, zero=zero),
+            )
             for title, (chosen, recipe) in modes.items()
             for side in ("peer", "vrray")
         ]

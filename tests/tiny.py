@@ -13,14 +13,24 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
+    AutoModelForImageTextToText,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3TextConfig,
+    Idefics3Config,
+    InternVLConfig,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+    SmolVLMConfig,
 )
 
 from vrray.data.chunks import FeatureChunk, plan_chunks
@@ -29,6 +39,7 @@ from vrray.data.features import compute_chunks
 from vrray.data.images import Images, content_hashes
 from vrray.data.records import Record, Turn
 from vrray.data.rows import Row
+from vrray.models.family import family_of, vision_tower
 from vrray.models.loading import base_identity, load_model, load_processor, tower_identity
 from vrray.models.smol import CHAT_TEMPLATE
 from vrray.store import Store
@@ -63,7 +74,7 @@ def text_config(kind: type[PreTrainedConfig] = LlamaConfig, **changes: Any) -> P
 
 def tiny_lvlm(seed: int = 0, text: PreTrainedConfig | None = None) -> LlavaForConditionalGeneration:
     """LLaVA with a CLIP tower of 2 layers; an image is 4 tokens."""
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     text = text or text_config()
     text.vocab_size = len(tokenizer)
     text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -102,10 +113,70 @@ def tiny_lvlm(seed: int = 0, text: PreTrainedConfig | None = None) -> LlavaForCo
 def build_tiny(folder: Path, seed: int = 0, text: PreTrainedConfig | None = None) -> Path:
     """A model directory as users have it."""
     tiny_lvlm(seed, text).save_pretrained(folder)
+    return _with_processor(folder)
+
+
+def tiny_family(kind: str, seed: int = 0) -> PreTrainedModel:
+    """A model of another family than LLaVA's; an image is 4 tokens there, too."""
+    tokenizer = tiny_tokenizer()
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    vision: dict[str, Any] = {
+        "hidden_size": TOWER_WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": IMAGE_SIDE,
+        "patch_size": 7,
+    }
+    config: PreTrainedConfig
+    if kind == "internvl":
+        sides = {"image_size": [IMAGE_SIDE, IMAGE_SIDE], "patch_size": [7, 7]}
+        tower = InternVLVisionConfig(**vision | sides)
+        config = InternVLConfig(vision_config=tower, text_config=text_config(Qwen2Config), image_token_id=image_id)
+    elif kind == "gemma3":
+        kinds = ["sliding_attention", "sliding_attention", "full_attention"] * (DEPTH // 3)
+        changes = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 8, "layer_types": kinds}
+        config = Gemma3Config(
+            vision_config=SiglipVisionConfig(**vision, vision_use_head=False),
+            text_config=text_config(Gemma3TextConfig, tie_word_embeddings=True, **changes),
+            image_token_index=image_id,
+            mm_tokens_per_image=IMAGE_TOKENS,
+        )
+    else:
+        tied = kind == "smolvlm"
+        config = {"idefics3": Idefics3Config, "smolvlm": SmolVLMConfig}[kind](
+            vision_config=vision,
+            text_config=text_config(tie_word_embeddings=tied).to_dict(),
+            image_token_id=image_id,
+            scale_factor=2,
+            tie_word_embeddings=tied,
+        )
+    config.text_config.vocab_size = len(tokenizer)
+    for name, value in ids.items():
+        setattr(config, name, value)
+        setattr(config.text_config, name, value)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config).eval().requires_grad_(False)
+        for parameter in model.get_submodule(family_of(config).projector).parameters():
+            parameter.normal_(0, 0.5)
+        for parameter in vision_tower(model).parameters():
+            parameter.normal_(0, 0.3)
+    return model
+
+
+def build_family(folder: Path, kind: str) -> Path:
+    """A model directory of another family, with LLaVA's processor, which needs no further package."""
+    tiny_family(kind).save_pretrained(folder)
+    return _with_processor(folder)
+
+
+def _with_processor(folder: Path) -> Path:
     size = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
     LlavaProcessor(
         image_processor=LlavaImageProcessorPil(do_pad=False, size={"shortest_edge": IMAGE_SIDE}, crop_size=size),
-        tokenizer=_tokenizer(),
+        tokenizer=tiny_tokenizer(),
         patch_size=14,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
@@ -172,13 +243,13 @@ def prepare_ground(folder: Path, model: Path, photos: int = 12, texts: int = 12)
     names = draw_photos(folder / "photos", photos)
     store, base, images = Store(folder / "store"), base_identity(model), Images({"": folder / "photos"})
     chunks = plan_chunks(names, content_hashes(images, names), tower_identity(model), chunk=8)
-    processor, vision = load_processor(model), load_model(model).model.vision_tower
+    processor, vision = load_processor(model), vision_tower(load_model(model))
     compute_chunks(chunks, images, vision, AutoConfig.from_pretrained(model), processor.image_processor, store)
     rows = encode_records(tiny_records(names, texts), processor, IMAGE_TOKENS)
     return Ground(store.uri, str(model), base, tuple(chunks), images, tuple(names), tuple(rows))
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

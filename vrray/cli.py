@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_convert(commands)
     _add_plan(commands)
     options = parser.parse_args(arguments)
-    return exit_status(lambda: options.run(options))
+    return exit_status(lambda: options.run(options), "nothing was kept")
 
 
 def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

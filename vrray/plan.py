@@ -118,7 +118,7 @@ class Plan:
             "tokens": self.tokens,
             "choices": [self._choice(choice) for choice in self.choices],
             "auto": {**self._choice(self.auto), "reason": self.auto.reason},
-            "logits_bytes_per_1000_supervised_tokens": logits_bytes(self.shape, self.recipe.precision, _THOUSAND),
+            "logits_bytes_per_1000_supervised_tokens": logits_bytes(self.shape, _THOUSAND),
             "delta_bytes": delta_bytes(self.shape, self.region, self.recipe),
             "feature_bytes_per_1000_images": self.features(_THOUSAND),
             "images": self.images,
@@ -240,15 +240,17 @@ def _memory_lines(plan: Plan) -> list[str]:
                 plan.fits(memory),
             ]
         )
-    chosen, whole = plan.auto, plan.choices[-1].memory.whole
-    logits = logits_bytes(plan.shape, plan.recipe.precision, _THOUSAND)
+    chosen = plan.auto
+    resident, partitioned = (choice.memory.whole for choice in plan.choices if choice.zero == 3 and choice.recomputed)
+    logits = logits_bytes(plan.shape, _THOUSAND)
     return [
         f"memory of one of {plan.workers} workers in GiB, of {_gib(plan.available)}; {plan.recipe.precision}, "
         f"{plan.micro_batch} row(s) of {plan.tokens} tokens at once, global batch {plan.recipe.global_batch}",
         *_table(rows, "><<>>>>>><"),
         f"auto takes: ZeRO {chosen.zero}, frozen weights {'resident' if chosen.resident else 'partitioned'}, "
         f"{_recomputed(chosen, plan.shape.depth)} of {plan.shape.depth} layers recomputed; {chosen.reason}",
-        f"partitioned: before and after the steps the base is whole on a worker, which takes {_gib(whole)} GiB",
+        f"ZeRO 3 takes at least what it needs while weights are whole: resident {_gib(resident)} (after an update), "
+        f"partitioned {_gib(partitioned)} (before and after the training)",
         f"not counted: logits, {_gib(logits)} GiB for 1,000 supervised tokens of a micro-batch",
     ]
 
@@ -256,11 +258,11 @@ def _memory_lines(plan: Plan) -> list[str]:
 def _size_lines(plan: Plan) -> list[str]:
     delta = delta_bytes(plan.shape, plan.region, plan.recipe)
     lines = [
-        f"artefact: {_gib(delta)} GiB a training ({plan.recipe.precision})",
-        f"stored vision features: {_gib(plan.features(_THOUSAND))} GiB for 1,000 images",
+        f"artefact: {_size(delta)} a training ({plan.recipe.precision})",
+        f"stored vision features: {_size(plan.features(_THOUSAND))} for 1,000 images",
     ]
     if plan.images is not None:
-        lines[1] += f", {_gib(plan.features(plan.images))} GiB for {plan.images:,}"
+        lines[1] += f", {_size(plan.features(plan.images))} for {plan.images:,}"
     return lines
 
 
@@ -284,3 +286,7 @@ def _millions(count: int) -> str:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
+
+
+def _size(size: int) -> str:
+    return f"{_gib(size)} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -9,9 +9,13 @@ from typing import Any
 from torch import nn
 
 from vrray.errors import PruningError
-from vrray.models.loading import LAYERS, decoder_layers
+from vrray.models.family import family_of
+from vrray.models.loading import decoder_layers
 from vrray.region import Region, fraction_of
 from vrray.scores import LayerScores, least_important_first
+
+# What configurations list layer by layer.
+_PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
 
 def removable(region: Region) -> tuple[int, ...]:
@@ -56,19 +60,19 @@ def remove_layers(model: nn.Module, layers: Sequence[int], region: Region) -> No
     current = decoder_layers(model)
     _check(len(current), layers, region)
     kept = [index for index in range(region.depth) if index not in set(layers)]
-    kinds = [kind and [kind[index] for index in kept] for kind in _layer_types(model)]
-    _install(model, [current[index] for index in kept], kinds)
+    lists = [{name: [kind[index] for index in kept] for name, kind in each.items()} for each in _layer_lists(model)]
+    _install(model, [current[index] for index in kept], lists)
 
 
 @contextmanager
 def pruned(model: nn.Module, layers: Sequence[int], region: Region) -> Iterator[None]:
     """`remove_layers` for a while: the base's layers, numbers and config come back on leaving."""
-    whole, kinds = list(decoder_layers(model)), _layer_types(model)
+    whole, lists = list(decoder_layers(model)), _layer_lists(model)
     remove_layers(model, layers, region)
     try:
         yield
     finally:
-        _install(model, whole, kinds)
+        _install(model, whole, lists)
 
 
 def _check(depth: int, layers: Sequence[int], region: Region) -> None:
@@ -85,23 +89,26 @@ def _check(depth: int, layers: Sequence[int], region: Region) -> None:
         raise PruningError(f"layers {list(layers)} are not distinct layers of 0..{region.depth - 1}")
 
 
-def _install(model: nn.Module, layers: list[nn.Module], kinds: list[list[str] | None]) -> None:
-    parent, _, name = LAYERS.rpartition(".")
+def _install(model: nn.Module, layers: list[nn.Module], lists: list[dict[str, list[Any]]]) -> None:
+    parent, _, name = family_of(model.config).layers.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
     for index, layer in enumerate(layers):
         layer.self_attn.layer_idx = index  # type: ignore[union-attr]
-    for config, kind in zip(_text_configs(model), kinds, strict=True):
+    for config, values in zip(_text_configs(model), lists, strict=True):
         config.num_hidden_layers = len(layers)
-        if kind:
-            config.layer_types = kind
+        for key, value in values.items():
+            setattr(config, key, value)
 
 
-def _layer_types(model: nn.Module) -> list[list[str] | None]:
-    """The kind of each layer as each config lists them; None where the family has one kind only."""
-    return [getattr(config, "layer_types", None) for config in _text_configs(model)]
+def _layer_lists(model: nn.Module) -> list[dict[str, list[Any]]]:
+    """What each config lists layer by layer, such as the kind of attention."""
+    return [
+        {name: values for name in _PER_LAYER if (values := getattr(config, name, None))}
+        for config in _text_configs(model)
+    ]
 
 
 def _text_configs(model: nn.Module) -> list[Any]:
-    decoder = model.get_submodule(LAYERS.rpartition(".")[0])
+    decoder = model.get_submodule(family_of(model.config).decoder)
     configs: list[Any] = [model.config.text_config, decoder.config]  # type: ignore[union-attr]
     return configs if configs[0] is not configs[1] else configs[:1]

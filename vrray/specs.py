@@ -82,7 +82,7 @@ QUICK: dict[str, Any] = {
 class RunSpec(Frozen):
     """What every training is told: model, data, recipe, how it runs, and where."""
 
-    model: str = Field("smol", description="preset or directory of a LLaVA-family model")
+    model: str = Field("smol", description="preset, directory or hub id (organisation/name) of a LLaVA-family model")
     data: list[str] = Field(
         ["demo"],
         min_length=1,

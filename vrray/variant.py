@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vrray.errors import ModelError, StoreError
-from vrray.models.loading import LAYERS, PROJECTOR
+from vrray.models.family import family_of
 from vrray.pruning import remove_layers
 from vrray.region import Region
 from vrray.store import Store
@@ -123,8 +123,10 @@ def _new_weights(model: nn.Module, delta: Delta, base: str) -> dict[str, torch.T
 
 
 def _expected_names(model: nn.Module, delta: Delta) -> set[str]:
-    names = {f"{PROJECTOR}.{name}" for name, _ in model.get_submodule(PROJECTOR).named_parameters()}
-    for path in delta.region.module_paths(LAYERS):
+    family = family_of(model.config)
+    projector = model.get_submodule(family.projector)
+    names = {f"{family.projector}.{name}" for name, _ in projector.named_parameters()}
+    for path in delta.region.module_paths(family.layers):
         layer = model.get_submodule(path)
         if delta.mode == "full":
             names |= {f"{path}.{name}" for name, _ in layer.named_parameters()}

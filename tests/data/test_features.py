@@ -272,7 +272,7 @@ def test_mapped_chunks_hold_no_file_open(ground: Ground) -> None:
 def test_features_equal_the_reference(name: str, strategy: str) -> None:
     (tower,) = (REFERENCE / name).glob("*_tower")
     processor = image_processor(json.loads((tower / "preprocessor_config.json").read_text()), pad=True)
-    config = SimpleNamespace(vision_feature_layer=-2, vision_feature_select_strategy=strategy)
+    config = SimpleNamespace(model_type="llava", vision_feature_layer=-2, vision_feature_select_strategy=strategy)
     images = Images({"": REFERENCE / name})
     photos = [images.open(f"image_{number}.png") for number in range(3)]
     found = tower_features(AutoModel.from_pretrained(tower).eval(), config, processor, photos)

@@ -29,9 +29,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
-import vrray.models.convert as module
 from vrray.cli import main
 from vrray.errors import ModelError
+from vrray.models import convert as conversion
+from vrray.models import convert_weights
 from vrray.models.convert import convert
 from vrray.models.loading import load_model
 
@@ -234,7 +235,7 @@ def test_towers(tmp_path: Path) -> None:
     tower = tmp_path / "given" / "tower"
     preprocessing = tower / "preprocessor_config.json"
     change_json(preprocessing, {"crop_size": 42})
-    with pytest.raises(ModelError, match="makes images of another size than the tower's 28"):
+    with pytest.raises(ModelError, match=r"makes images of .*42.*, the tower takes 28 pixels"):
         convert(source, target)
     preprocessing.unlink()
     with pytest.raises(ModelError, match=r"preprocessor_config\.json cannot be read"):
@@ -254,9 +255,9 @@ def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize("step", ["save_file", "save_processor"])
+@pytest.mark.parametrize(("module", "step"), [(convert_weights, "save_file"), (conversion, "save_processor")])
 def test_an_interrupted_conversion_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, step: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, module: Any, step: str
 ) -> None:
     source, target = write_original(tmp_path / "given"), tmp_path / "out"
     calls = []
@@ -364,11 +365,10 @@ def test_memory(tmp_path: Path) -> None:
     """A checkpoint of 216 MiB in 4 files is converted in the memory of less than 1.5 output files."""
     small, large = write_original(tmp_path / "small"), write_large(tmp_path / "large", layers=20, shards=4)
     size = sum(file.stat().st_size for file in large.iterdir())
-    limit = 24 * MEBIBYTE
+    limit = 48 * MEBIBYTE
     command = [sys.executable, "-c", MEASURE, str(small), str(large), str(tmp_path), str(limit)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     peak = int(done.stdout.splitlines()[-1])
     assert size > 200 * MEBIBYTE
-    assert len(list((tmp_path / "large-out").glob("model-*.safetensors"))) >= 9
-    print("PEAK", peak)
+    assert len(list((tmp_path / "large-out").glob("model-*.safetensors"))) >= 5
     assert peak < 1.5 * limit, f"{peak / MEBIBYTE:.1f} MiB"

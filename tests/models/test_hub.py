@@ -250,7 +250,9 @@ def test_offline_the_error_says_what_to_do(cache: Path, model: str, named: str) 
 def test_an_unreachable_hub_is_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(ModelError, match=r"org/tiny cannot be .*: the hub cannot be reached \(.*refused\); or download"):
+    with pytest.raises(
+        ModelError, match=r"org/tiny cannot be .*: the hub cannot be reached \(.*refused\); or download"
+    ):
         resolve_model("org/tiny")
 
 

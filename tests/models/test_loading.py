@@ -17,11 +17,14 @@ from vrray.errors import ModelError
 from vrray.models import loading as loading_module
 from vrray.models.loading import (
     base_identity,
+    conversation,
     decoder_layers,
     load_model,
     load_processor,
+    model_config,
     model_shape,
     resolve_model,
+    shape_of,
     tower_identity,
 )
 
@@ -50,17 +53,61 @@ def test_a_directory_is_found(tiny_model: Path) -> None:
     assert resolve_model(str(tiny_model)) == tiny_model.resolve()
 
 
-@pytest.mark.parametrize("model", ["no/such/dir", "smoll"])
-def test_a_missing_directory_is_refused(model: str) -> None:
-    with pytest.raises(
-        ModelError, match=rf"model '{model}' is neither a preset \(smol\) nor a directory with a config"
-    ):
+@pytest.mark.parametrize("model", ["no/such/dir", "smoll", "", ".", "a/b/", "~/nothing/there"])
+def test_what_is_no_model_is_refused(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as error:
         resolve_model(model)
+    assert str(error.value) == (
+        f"model {model!r} is neither a preset (bunny-llama3-8b, bunny-phi3-4b, llava-1.5-7b, llava-1.5-13b, smol), nor "
+        "a directory with a config.json, nor a hub id such as organisation/name"
+    )
 
 
-def test_a_directory_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="nor a directory with a config"):
-        resolve_model(str(tmp_path))
+def test_a_directory_without_config_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for find in (resolve_model, model_config):
+        with pytest.raises(ModelError, match=r"model 'org/name' is neither .* nor a directory with a config"):
+            find("org/name")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "llava_llama"},
+        {"model_type": "bunny-llama"},
+        {"model_type": "bunny-phi3"},
+        {"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]},  # as first published
+    ],
+    ids=str,
+)
+def test_an_original_checkpoint_is_to_be_converted(copy: Path, changes: dict[str, object]) -> None:
+    change_config(copy, **changes)
+    for find in (resolve_model, model_config):
+        with pytest.raises(
+            ModelError, match=r"layout of an original checkpoint; .* `vrray convert SRC OUT` and give OUT$"
+        ):
+            find(str(copy))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_an_unreadable_configuration_is_refused(copy: Path, content: str) -> None:
+    (copy / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"config\.json (cannot be read|must hold)"):
+        resolve_model(str(copy))
+
+
+def test_the_conversation_is_the_configurations_else_the_presets_else_the_models_own(copy: Path) -> None:
+    assert conversation(str(copy), copy) == "chat"
+    assert conversation("llava-1.5-13b", copy) == "vicuna_v1"
+    change_config(copy, conversation="phi3")
+    assert conversation(str(copy), copy) == conversation("llava-1.5-13b", copy) == "phi3"
+    change_config(copy, conversation="llama-2")
+    with pytest.raises(ModelError, match=r"config\.json: conversation 'llama-2' is unknown; use one of chat, llama, "):
+        conversation(str(copy), copy)
 
 
 @pytest.mark.parametrize("kind", ["llava_next", "qwen2_vl", None])
@@ -191,6 +238,16 @@ def test_shape_by_hand(tiny_model: Path) -> None:
     assert shape.projector == tower * hidden + hidden + hidden * hidden + hidden
     assert shape.tower == sum(parameter.numel() for parameter in model.model.vision_tower.parameters())
     assert shape.total == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_shape_of_a_configuration(tiny_model: Path) -> None:
+    config = model_config(str(tiny_model))
+    assert shape_of(config) == model_shape(tiny_model)
+    config.text_config.num_hidden_layers = 2
+    smaller = shape_of(config)
+    assert smaller.depth == 2
+    assert smaller.decoder == model_shape(tiny_model).decoder - (DEPTH - 2) * smaller.layer
+    assert smaller.vocabulary == config.text_config.vocab_size
 
 
 def test_shape_counts_tied_embeddings_once(smol: Path) -> None:

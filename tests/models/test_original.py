@@ -79,6 +79,13 @@ def test_shards(tmp_path: Path, kind: str, index: bool) -> None:
         assert torch.equal(weight.load(), weights[name])
 
 
+def test_a_tensor_in_another_order_of_memory(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(6.0).reshape(2, 3).t()}, tmp_path / "pytorch_model.bin")
+    found = checkpoint_tensors(tmp_path)["a"].load()
+    assert found.is_contiguous()  # as safetensors needs it
+    assert found.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
 def test_old_buffers_are_left_out(tmp_path: Path) -> None:
     buffers = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2),

@@ -11,7 +11,15 @@ from vrray.models.loading import ModelShape
 from vrray.region import Region, place
 from vrray.specs import Recipe
 from vrray.train import engine, memory
-from vrray.train.memory import MemoryChoice, MemoryEstimate, choose_memory, estimate_memory, trained_parameters
+from vrray.train.memory import (
+    MemoryChoice,
+    MemoryEstimate,
+    choose_memory,
+    delta_bytes,
+    estimate_memory,
+    logits_bytes,
+    trained_parameters,
+)
 
 GIB = 2**30
 ONE = {"workers": 2, "micro_batch": 4, "tokens": 700, "zero": 3, "recomputed": 0}
@@ -90,7 +98,17 @@ def test_partitioning_spares_nothing_while_the_base_is_whole() -> None:
             found = estimate(recipe, workers=workers, resident=False, recomputed=32, gpu=True)
             assert found.total >= found.whole > 2 * SHAPE.total
             assert not found.fits(2 * SHAPE.total)
-    assert estimate().whole == 0
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_updated_weights_are_gathered_with_the_old_ones_still_there(gpu: bool) -> None:
+    everything, count = place("all", 32), 32 * SHAPE.layer + SHAPE.projector
+    found = estimate(region=everything, workers=64, micro_batch=1, tokens=10, gpu=gpu)
+    parts = found.frozen + found.trained + found.optimizer + found.overhead
+    assert found.total == found.whole == parts + 2 * count - 4 * count // 64  # the float32 gradient is gone by then
+    long = estimate(region=everything, workers=64, micro_batch=8, tokens=2048, gpu=gpu)
+    assert long.total == parts + long.activations > long.whole  # activations are gone by then
+    assert all(estimate(zero=zero).whole == 0 for zero in (0, 1, 2))
 
 
 def test_only_stage_0_keeps_a_whole_optimizer_on_each_worker() -> None:
@@ -139,6 +157,15 @@ def test_adapters_alone_have_gradients_and_an_optimizer() -> None:
     assert (found.trained, found.optimizer) == (2 * 2 * adapters, 16 * adapters)
 
 
+def test_sizes_beside_the_estimate() -> None:
+    assert delta_bytes(SHAPE, REGION, LORA) == 2 * trained_parameters(SHAPE, REGION, LORA)
+    assert delta_bytes(SHAPE, REGION, FULL.model_copy(update={"precision": "fp32"})) == 4 * (
+        8 * SHAPE.layer + SHAPE.projector
+    )
+    # The scores, their log-softmax and its gradient: as measured, in bf16 and in float32.
+    assert logits_bytes(SHAPE, 1000) == 1000 * 32_064 * 3 * 4
+
+
 def test_a_recomputed_layer_keeps_its_input_only() -> None:
     value = 4 * 700 * 4096 * 2  # bytes of one hidden state of a micro-batch in bf16
     kept = [estimate(recomputed=count).activations // value for count in (0, 1, 2, 8, 9, 32)]
@@ -177,9 +204,14 @@ def chosen(available: float, zero: Any = "auto", frozen: Any = "auto", checkpoin
         (22.2, True, 1, "19.0 GiB fit into the 22.2 GiB of a worker"),
         (16, True, 6, "14.0 GiB fit into the 16.0 GiB of a worker"),
         (13.4, True, 8, "12.0 GiB fit into the 13.4 GiB of a worker"),
-        (13, False, 0, "resident would take 20.0 GiB; 11.0 GiB fit into the 13.0 GiB of a worker"),
-        (6, False, 6, "resident would take 20.0 GiB; 5.0 GiB fit into the 6.0 GiB of a worker"),
-        (3, False, 8, "resident would take 20.0 GiB; 3.0 GiB are asked for and exceed the 3.0 GiB of a worker"),
+        (13, False, 0, "resident would take at least 12.0 GiB; 11.0 GiB fit into the 13.0 GiB of a worker"),
+        (6, False, 6, "resident would take at least 12.0 GiB; 5.0 GiB fit into the 6.0 GiB of a worker"),
+        (
+            3,
+            False,
+            8,
+            "resident would take at least 12.0 GiB; 3.0 GiB are asked for and exceed the 3.0 GiB of a worker",
+        ),
     ],
 )
 def test_recomputing_comes_before_partitioning(available: float, resident: bool, recomputed: int, reason: str) -> None:

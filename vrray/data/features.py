@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from vrray.data.chunks import FeatureChunk
 from vrray.data.images import Images
 from vrray.errors import DataError
+from vrray.models.family import family_of
 from vrray.store import Store
 
 KIND = "features"
@@ -69,16 +70,12 @@ def tower_features(vision: PreTrainedModel, config: Any, processor: Any, images:
 def _preprocess(image: Image.Image, processor: Any) -> torch.Tensor:
     """Pixels `[1, 3, side, side]`."""
     pixels: torch.Tensor = processor(images=[image], return_tensors="pt")["pixel_values"]
-    return pixels
+    return pixels.flatten(0, -4)
 
 
 def _run_tower(vision: PreTrainedModel, config: Any, pixels: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        hidden = vision(pixels.to(vision.device, vision.dtype), output_hidden_states=True).hidden_states
-    chosen = config.vision_feature_layer
-    layers = [chosen] if isinstance(chosen, int) else chosen
-    cut = 1 if config.vision_feature_select_strategy == "default" else 0
-    return torch.cat([hidden[layer][:, cut:] for layer in layers], dim=-1).float()
+        return family_of(config).features(vision, config, pixels.to(vision.device, vision.dtype)).float()
 
 
 def _read_ahead(

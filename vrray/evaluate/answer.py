@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vrray.data.encode import encode_prompt
 from vrray.data.tasks import MAX_NEW_TOKENS, Example
+from vrray.models.family import family_of, project_features, vocabulary_logits
 from vrray.train.workspace import Workspace
 
 _ANSWER_TOKENS = 128  # of a reference answer that are scored
@@ -27,7 +27,7 @@ def generate_answers(workspace: Workspace, examples: Sequence[Example], *, blind
         output = workspace.model.generate(
             input_ids=ids,
             attention_mask=mask,
-            mm_encoder_outputs=_projected(workspace, _images(examples, members, blind=blind)),
+            **_image_inputs(workspace, ids, _images(examples, members, blind=blind)),
             max_new_tokens=MAX_NEW_TOKENS,
             do_sample=False,
             pad_token_id=workspace.padding_id,
@@ -74,12 +74,12 @@ def answer_likelihoods(workspace: Workspace, examples: Sequence[Example], *, bli
         hidden = workspace.model.model(
             input_ids=ids,
             attention_mask=mask,
-            mm_encoder_outputs=_projected(workspace, _images(examples, members, blind=blind)),
+            **_image_inputs(workspace, ids, _images(examples, members, blind=blind)),
             use_cache=False,
         ).last_hidden_state
         for place, index in enumerate(members):
             begin, end = len(prompts[index]), len(rows[index])
-            logits = workspace.model.lm_head(hidden[place, begin - 1 : end - 1]).float()
+            logits = vocabulary_logits(workspace.model, hidden[place, begin - 1 : end - 1])
             loss = nn.functional.cross_entropy(logits, ids[place, begin:end])
             likelihoods[index] = math.exp(-float(loss))
     return likelihoods
@@ -98,7 +98,7 @@ def calibration_batches(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=_positions(mask),
-                mm_encoder_outputs=_projected(workspace, images),
+                **_image_inputs(workspace, ids, images),
                 use_cache=False,
             )
 
@@ -123,14 +123,14 @@ def _images(examples: Sequence[Example], members: Sequence[int], *, blind: bool)
 def _option_likelihoods(
     workspace: Workspace, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[float]]:
-    core, head = workspace.model.model, workspace.model.lm_head
+    core = workspace.model.model
     ids, mask = _left_pad(prompts, workspace)
     first = core(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True)
     counts = torch.tensor([len(row) for row in options])
     owner = torch.repeat_interleave(torch.arange(len(options)), counts).to(workspace.device)
     flat = [option for row in options for option in row]
     tokens, present = _right_pad(flat, workspace)
-    first_logits = head(first.last_hidden_state[:, -1])[owner].unsqueeze(1)
+    first_logits = vocabulary_logits(workspace.model, first.last_hidden_state[:, -1])[owner].unsqueeze(1)
     logits = first_logits
     if tokens.shape[1] > 1:
         cache = first.past_key_values
@@ -143,20 +143,20 @@ def _option_likelihoods(
             past_key_values=cache,
             use_cache=True,
         )
-        logits = torch.cat([first_logits, head(rest.last_hidden_state)], dim=1)
-    log_probabilities = nn.functional.log_softmax(logits.float(), dim=-1)
+        logits = torch.cat([first_logits, vocabulary_logits(workspace.model, rest.last_hidden_state)], dim=1)
+    log_probabilities = nn.functional.log_softmax(logits, dim=-1)
     taken = log_probabilities.gather(2, tokens.unsqueeze(2)).squeeze(2)
     sums = (taken * present).sum(1).split(counts.tolist())
     return [part.tolist() for part in sums]
 
 
-def _projected(workspace: Workspace, images: Sequence[str]) -> dict[str, Any] | None:
-    """What `forward` takes instead of pixels, for images in the order of their rows."""
+def _image_inputs(workspace: Workspace, ids: torch.Tensor, images: Sequence[str]) -> dict[str, Any]:
+    """What `forward` takes instead of pixels, for images in the order of their rows `[rows, tokens]`."""
     if not images:
-        return None
-    projector = workspace.model.model.multi_modal_projector
-    features = workspace.features.stack(images).to(workspace.device, projector.linear_1.weight.dtype)
-    return {"image": BaseModelOutputWithPooling(pooler_output=list(projector(features)))}
+        return {}
+    family = family_of(workspace.model.config)
+    encoded = family.encoded(project_features(workspace.model, workspace.features.stack(images)))
+    return {"mm_encoder_outputs": encoded, **family.token_inputs(workspace.model.config, ids)}
 
 
 def _by_length(prompts: Sequence[Sequence[int]], batch: int) -> list[list[int]]:

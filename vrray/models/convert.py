@@ -6,27 +6,24 @@ Weights are read, merged and written tensor by tensor; at most one output file i
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_file
-from tqdm import tqdm
+from safetensors import SafetensorError
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     Phi3Config,
     PreTrainedConfig,
     SiglipVisionConfig,
@@ -42,12 +39,12 @@ from vrray.models.convert_prompt import (
     save_processor,
     trained_conversation,
 )
-from vrray.models.original import Weight, read_json
-from vrray.models.original_model import EMBEDDING, HEAD, INNER_TOWER, PROJECTOR, Original, find_original
+from vrray.models.convert_weights import checked_weights, with_image_rows, write_weights
+from vrray.models.original import read_json
+from vrray.models.original_model import EMBEDDING, Original, find_original
 from vrray.models.preprocess import image_processor
 
 MAX_SHARD_BYTES = 2_000_000_000
-_ROW_MULTIPLE = 64
 _CONFIGS: Mapping[str, type[PreTrainedConfig]] = {
     "llama": LlamaConfig,
     "phi3": Phi3Config,
@@ -55,8 +52,6 @@ _CONFIGS: Mapping[str, type[PreTrainedConfig]] = {
     "siglip_vision_model": SiglipVisionConfig,
 }
 _ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")  # older names of what rope_parameters holds
-_LINEAR = {"linear_1": "0", "linear_2": "2"}  # the projector's layers here and in the originals
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def convert(
@@ -92,24 +87,19 @@ def convert(
         raise ModelError(f"{target} exists already; name another directory")
     original = find_original(source, vision_tower=vision_tower, base=base, projector=projector)
     config = _llava_config(original)
-    weights = _checked(original, config)
+    weights = checked_weights(original, config)
     found = find_tokenizer([tokenizer] if tokenizer is not None else [f for f in (source, base) if f is not None])
     if found is None and tokenizer is not None:
         raise ModelError(f"--tokenizer {tokenizer} has neither tokenizer.json nor tokenizer.model")
     vocabulary = config.text_config.vocab_size
     config.image_token_index = image_token_id(found, vocabulary)
     if config.image_token_index >= vocabulary:
-        weights = _grow(weights, config)
+        weights = with_image_rows(weights, config)
     conversation = trained_conversation(original.family.conversation, found, plain=original.family.tower is None)
     config.conversation = conversation
-    images = image_processor(read_json(original.tower / "preprocessor_config.json"), pad=original.pad)
-    if dict(images.crop_size)["height"] != config.vision_config.image_size:
-        side = config.vision_config.image_size
-        raise ModelError(
-            f"{original.tower}: preprocessor_config.json makes images of another size than the tower's {side}"
-        )
+    images = _image_processor(original, config.vision_config.image_size)
     with _whole_or_nothing(target) as folder:
-        _write_weights(folder, weights, max_shard_bytes)
+        write_weights(folder, weights, max_shard_bytes)
         config.save_pretrained(folder)
         _generation_config(config, vocabulary, conversation, found, (source, base)).save_pretrained(folder)
         save_processor(
@@ -160,85 +150,12 @@ def _sub_config(kind: str, values: Mapping[str, Any], folder: Path) -> PreTraine
         raise ModelError(f"{folder / 'config.json'} is not usable: {error}") from error
 
 
-def _checked(original: Original, config: LlavaConfig) -> dict[str, Weight]:
-    """The weights in the order of the model, each there and of its shape, and none besides."""
-    try:
-        with torch.device("meta"):
-            model = LlavaForConditionalGeneration(config)
-    except (RuntimeError, ValueError, LookupError, ArithmeticError) as error:
-        raise ModelError(f"{original.folder / 'config.json'} is not usable: {error}") from error
-    expected = {_original_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    weights = dict(original.weights)
-    if config.tie_word_embeddings:
-        del expected[HEAD]
-        _drop_tied_head(weights)
-    if missing := [name for name in expected if name not in weights]:
-        name, more = missing[0], len(missing)
-        raise ModelError(f"{original.folder}: {name} {list(expected[name])} is nowhere ({more} weights are missing)")
-    if extra := [weight.source for name, weight in weights.items() if name not in expected]:
-        raise ModelError(f"{extra[0]} is no part of the model that config.json describes ({len(extra)} such tensors)")
-    for name, shape in expected.items():
-        weight = weights[name]
-        if weight.shape != shape:
-            raise ModelError(f"{weight.source} has shape {list(weight.shape)}, config.json needs {list(shape)}")
-        if weight.dtype not in _FLOATS:
-            raise ModelError(f"{weight.source} is {weight.dtype}; float32, float16 or bfloat16 is needed")
-    return {name: weights[name] for name in expected}
-
-
-def _drop_tied_head(weights: dict[str, Weight]) -> None:
-    head = weights.pop(HEAD, None)
-    if head is not None and EMBEDDING in weights and not torch.equal(head.load(), weights[EMBEDDING].load()):
-        raise ModelError(f"{head.source} differs from the embedding, to which config.json ties it")
-
-
-def _original_name(parameter: str) -> str:
-    """The name in the original code bases of a parameter of `LlavaForConditionalGeneration`."""
-    part, _, rest = parameter.removeprefix("model.").partition(".")
-    if part == "language_model":
-        return f"model.{rest}"
-    if part == "multi_modal_projector":
-        layer, _, kind = rest.partition(".")
-        return f"{PROJECTOR}{_LINEAR[layer]}.{kind}"
-    if part == "vision_tower":
-        return f"{INNER_TOWER}vision_model.{rest.removeprefix('vision_model.')}"
-    return parameter
-
-
-def _saved_name(name: str) -> str:
-    """The name in a saved directory: that of the LLaVA models on the hub, which every version of transformers reads."""
-    if name.startswith(PROJECTOR):
-        layer, _, kind = name.removeprefix(PROJECTOR).partition(".")
-        here = next(key for key, value in _LINEAR.items() if value == layer)
-        return f"multi_modal_projector.{here}.{kind}"
-    if name.startswith(INNER_TOWER):
-        return f"vision_tower.{name.removeprefix(INNER_TOWER)}"
-    return f"language_model.{name}"
-
-
-def _grow(weights: Mapping[str, Weight], config: LlavaConfig) -> dict[str, Weight]:
-    """Append rows for the image token to embedding and head, and say in the configuration how many there were."""
-    rows = -(-(config.image_token_index + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
-    config.text_config.original_vocab_size = config.text_config.vocab_size
-    config.text_config.vocab_size = rows
-    return {
-        name: dataclasses.replace(
-            weight, shape=(rows, weight.shape[1]), load=partial(_appended, weight, rows, mean=name == EMBEDDING)
-        )
-        if name in (EMBEDDING, HEAD)
-        else weight
-        for name, weight in weights.items()
-    }
-
-
-def _appended(weight: Weight, rows: int, *, mean: bool) -> torch.Tensor:
-    """Rows of zeros, or of the mean of the others, so that nothing large enters the decoder by chance."""
-    tensor = weight.load()
-    row = torch.zeros(tensor.shape[1], dtype=torch.float64)
-    if mean:
-        for part in tensor.split(8192):
-            row += part.double().sum(0) / len(tensor)
-    return torch.cat([tensor, row.to(tensor.dtype).expand(rows - len(tensor), -1)])
+def _image_processor(original: Original, side: int) -> LlavaImageProcessorPil:
+    file = original.tower / "preprocessor_config.json"
+    images = image_processor(read_json(file), pad=original.pad)
+    if dict(images.crop_size)["height"] != side:
+        raise ModelError(f"{file} makes images of {dict(images.crop_size)}, the tower takes {side} pixels")
+    return images
 
 
 def _generation_config(
@@ -281,37 +198,8 @@ def _whole_or_nothing(target: Path) -> Iterator[Path]:
             os.rename(scratch, target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelError(f"{target} cannot be written: {error}") from error
-
-
-def _write_weights(folder: Path, weights: Mapping[str, Weight], limit: int) -> None:
-    """safetensors files of at most `limit` bytes, with an index where there are several."""
-    total = sum(weight.nbytes for weight in weights.values())
-    places: dict[str, int] = {}
-    shard: dict[str, torch.Tensor] = {}
-    number = size = 0
-    with tqdm(total=total, unit="B", unit_scale=True, desc="convert", disable=None, file=sys.stderr) as bar:
-        for name, weight in weights.items():
-            if shard and size + weight.nbytes > limit:
-                save_file(shard, folder / f"{number}", metadata={"format": "pt"})
-                shard, size, number = {}, 0, number + 1
-            shard[_saved_name(name)] = weight.load()
-            places[_saved_name(name)] = number
-            size += weight.nbytes
-            bar.update(weight.nbytes)
-        save_file(shard, folder / f"{number}", metadata={"format": "pt"})
-    names = [f"model-{index + 1:05d}-of-{number + 1:05d}.safetensors" for index in range(number + 1)]
-    names = ["model.safetensors"] if number == 0 else names
-    for index, name in enumerate(names):
-        os.rename(folder / f"{index}", folder / name)
-        (folder / name).chmod(0o644)  # safetensors leaves them to their owner alone
-    if number:
-        content = {
-            "metadata": {"total_size": total},
-            "weight_map": {name: names[place] for name, place in sorted(places.items())},
-        }
-        (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _say_what_to_know(

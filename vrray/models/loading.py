@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -14,20 +13,26 @@ from typing import Any, get_args
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LlavaConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from vrray.errors import ModelError
-from vrray.home import vrray_home
+from vrray.home import remembered, vrray_home
 from vrray.models import tower  # noqa: F401  (registers the demo's vision tower)
+from vrray.models.family import FAMILIES, LLAVA, check_supported, family_of, prepare_processor
 from vrray.models.hub import converted_model, download_config, download_model, is_hub_id
 from vrray.models.original import read_json
 from vrray.models.presets import Conversation, Preset, find_preset, presets
 from vrray.models.smol import build_smol
 
-PROJECTOR = "model.multi_modal_projector"
-LAYERS = "model.language_model.layers"
-VISION_TOWER = "model.vision_tower"
-_SELECT_STRATEGY = "vision_feature_select_strategy"
+LAYERS, PROJECTOR = LLAVA.layers, LLAVA.projector
+_TOWERS = {f"{family.tower.rpartition('.')[2]}." for family in FAMILIES.values()}
 _ORIGINAL = re.compile(r"bunny-.*|llava_llama|.*LlavaLlamaForCausalLM|Bunny.*ForCausalLM")
 
 
@@ -73,7 +78,7 @@ def resolve_model(model: str) -> Path:
     return _hub_directory(model)
 
 
-def model_config(model: str) -> LlavaConfig:
+def model_config(model: str) -> PreTrainedConfig:
     """The configuration of what `resolve_model` takes, without its weights.
 
     Raises:
@@ -153,8 +158,7 @@ def _check_family(path: Path, model: str) -> None:
             f"{model}: model_type {kind!r} has the layout of an original checkpoint; convert its directory once with "
             f"`vrray convert SRC OUT` and give OUT{hint}"
         )
-    if kind != "llava":
-        raise ModelError(f"{model}: model_type {kind!r} is not supported; a LlavaForConditionalGeneration is needed")
+    check_supported(config, model)
 
 
 def load_model(path: Path, dtype: torch.dtype = torch.float32, attention: str | None = None) -> PreTrainedModel:
@@ -164,8 +168,15 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, attention: str | 
         attention: the decoder's: "flash_attention_2", "sdpa" or "eager"; None for what transformers takes by itself.
 
     Raises:
-        ModelError: its files cannot be read, or a weight is missing (transformers alone would make one up).
+        ModelError: its files cannot be read, or a weight is missing (transformers alone would make one up), or the
+            attention does not fit the model.
     """
+    kind = read_json(path / "config.json").get("model_type")
+    if attention == "flash_attention_2" and kind in FAMILIES and FAMILIES[kind].two_way_images:
+        raise ModelError(
+            f"{path}: {kind} lets the positions of an image attend to each other in both directions, which flash "
+            "attention cannot; use --attention sdpa"
+        )
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, output_loading_info=True, attn_implementation=attention and {"text_config": attention}
@@ -186,16 +197,16 @@ def load_processor(path: Path) -> Any:
     """
     try:
         processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise ModelError(f"{path} has no usable processor: {error}") from error
     if not processor.chat_template:
         raise ModelError(f"{path} has no chat template; add a chat_template.jinja")
-    return processor
+    return prepare_processor(processor)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers, never those of the vision tower."""
-    layers = model.get_submodule(LAYERS)
+    layers = model.get_submodule(family_of(model.config).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
 
@@ -205,7 +216,7 @@ def model_shape(path: Path) -> ModelShape:
     return shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
-def shape_of(config: LlavaConfig) -> ModelShape:
+def shape_of(config: PreTrainedConfig) -> ModelShape:
     """Sizes of the model that a configuration describes; no memory is taken for its weights."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
@@ -213,17 +224,18 @@ def shape_of(config: LlavaConfig) -> ModelShape:
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    layers = decoder_layers(model)
+    family, layers = family_of(config), decoder_layers(model)
+    image_tokens, tower_width = family.feature_shape(config)
     return ModelShape(
         depth=len(layers),
         hidden=config.text_config.hidden_size,
         layer=count(layers[0]),
         linear_widths=sum(m.in_features + m.out_features for m in layers[0].modules() if isinstance(m, nn.Linear)),
-        projector=count(model.get_submodule(PROJECTOR)),
-        tower=count(model.get_submodule(VISION_TOWER)),
+        projector=count(model.get_submodule(family.projector)),
+        tower=count(model.get_submodule(family.tower)),
         total=count(model),
-        image_tokens=config.image_seq_length,
-        tower_width=model.get_submodule(PROJECTOR).linear_1.in_features,
+        image_tokens=image_tokens,
+        tower_width=tower_width,
         vocabulary=config.text_config.vocab_size,
     )
 
@@ -243,7 +255,7 @@ def base_identity(path: Path) -> str:
         "tokenizer.json",
     ]
     files = [path / name for name in names if (path / name).is_file()] + _weight_files(path)
-    return _digest(f"{file.name}={_remembered(file, _file_hash)};" for file in files)
+    return _digest(f"{file.name}={remembered(file, _file_hash)};" for file in files)
 
 
 def tower_identity(path: Path) -> str:
@@ -251,9 +263,10 @@ def tower_identity(path: Path) -> str:
     read, and the preprocessing: 16 hex digits.
     """
     config = json.loads((path / "config.json").read_text())
-    read = {name: config.get(name) for name in ("vision_config", "vision_feature_layer", _SELECT_STRATEGY)}
+    settings = FAMILIES[config["model_type"]].feature_settings
+    read = {name: config.get(name) for name in ("vision_config", *settings)}
     images = load_processor(path).image_processor.to_dict()
-    weights = (_remembered(file, _tower_hash) for file in _weight_files(path))
+    weights = (remembered(file, _tower_hash) for file in _weight_files(path))
     return _digest([json.dumps([read, images], sort_keys=True), *weights])
 
 
@@ -279,23 +292,9 @@ def _file_hash(path: Path) -> str:
 def _tower_hash(path: Path) -> str:
     digest = hashlib.sha256()
     with safe_open(path, "pt") as weights:
-        for name in sorted(name for name in weights.keys() if "vision_tower." in name):  # noqa: SIM118 (not a dict)
+        names = weights.keys()
+        for name in sorted(name for name in names if any(tower in name for tower in _TOWERS)):
             tensor = weights.get_tensor(name).contiguous()
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _remembered(path: Path, compute: Callable[[Path], str]) -> str:
-    """`compute(path)`, remembered in the vrray home by path, size and modification time."""
-    status = path.stat()
-    known = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{compute.__name__}"
-    memo = vrray_home() / "hashes" / hashlib.sha256(known.encode()).hexdigest()[:24]
-    if memo.is_file():
-        return memo.read_text()
-    value = compute(path)
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    scratch = memo.with_suffix(f".{os.getpid()}")
-    scratch.write_text(value)
-    os.replace(scratch, memo)
-    return value

@@ -148,8 +148,12 @@ def _pytorch(file: Path) -> dict[str, Weight]:
 
 def _read_safetensors(file: Path, name: str) -> torch.Tensor:
     # Opened anew for every tensor: pages of an open file count as this process's memory once they were read.
-    with safe_open(file, "pt") as content:
-        return finite(content.get_tensor(name).clone(), f"{file}: {name}")
+    try:
+        with safe_open(file, "pt") as content:
+            tensor = content.get_tensor(name).clone()
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    return finite(tensor, f"{file}: {name}")
 
 
 def _read_pytorch(file: Path, name: str) -> torch.Tensor:

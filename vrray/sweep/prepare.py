@@ -138,7 +138,7 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
         chunks = [chunk for names in (trained, *asked) for chunk in plan_chunks(names, hashes, tower)]
     embedded = tuple(made.key for made in (data, captions) if made.embedded)
     regions = [place(name, shape.depth, k, spec.seeds[0]) for name in spec.placements for k in spec.layers]
-    memory = _memory(spec, shape, recipe, regions, data.longest, worker_memory)
+    memory = _memory(spec, shape, recipe, regions, data.longest, worker_memory, gpu)
     projector = _projector_trial(spec, shape, recipe, base, captions.key)
     site = Site(
         base=base,
@@ -270,7 +270,13 @@ def _features(spec: SweepSpec, shape: ModelShape, images: Sequence[Sequence[str]
 
 
 def _memory(
-    spec: SweepSpec, shape: ModelShape, recipe: Recipe, regions: Sequence[Region], longest: int, available: int
+    spec: SweepSpec,
+    shape: ModelShape,
+    recipe: Recipe,
+    regions: Sequence[Region],
+    longest: int,
+    available: int,
+    gpu: bool,
 ) -> MemoryChoice:
     """How trainings use memory, by the estimate of the trial that needs most."""
 
@@ -286,6 +292,7 @@ def _memory(
                 zero=zero,
                 resident=resident,
                 recomputed=recomputed,
+                gpu=gpu,
             )
             for region in regions
         ]

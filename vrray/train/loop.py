@@ -20,6 +20,7 @@ from vrray.data.batches import Batch, collate
 from vrray.data.rows import Row
 from vrray.data.schedule import Schedule, Step, prefetched
 from vrray.errors import TrainingError
+from vrray.models.family import family_of
 from vrray.models.loading import decoder_layers
 from vrray.region import Region
 from vrray.specs import Recipe
@@ -69,10 +70,15 @@ def train(workspace: Workspace, training: Training, report: Report, checkpoints_
             that was interrupted goes on; None for none.
 
     Raises:
-        TrainingError: a part of the region got no gradient, memory does not suffice, or the loss was not finite in too
-            many steps in a row.
+        TrainingError: a part of the region got no gradient, memory does not suffice, the loss was not finite in too
+            many steps in a row, or the model's rows cannot be packed.
     """
     recipe, execution = training.recipe, training.execution
+    if execution.packing and family_of(workspace.model.config).two_way_images:
+        raise TrainingError(
+            f"{workspace.model.config.model_type} lets the positions of an image attend to each other in both "
+            "directions, which its masks for packed rows get wrong; leave --packing away"
+        )
 
     def say(text: str) -> None:
         report({"say": text})

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vrray.data.batches import Batch
+from vrray.models.family import family_of, project_features, vocabulary_logits
 
 _SHORT = 256  # tokens of a row
 
@@ -30,18 +30,17 @@ class SupervisedLoss(nn.Module):
     def __init__(self, lvlm: nn.Module):
         super().__init__()
         self.lvlm = lvlm
+        self.family = family_of(lvlm.config)
 
     def forward(self, batch: Batch, scale: float) -> torch.Tensor:
         core: Any = self.lvlm.model
-        projector = core.multi_modal_projector
-        dtype = projector.linear_1.weight.dtype
-        features_INW = batch.features.to(dtype)
+        features_INW = batch.features
         idle = len(features_INW) == 0
         if idle:
             features_INW = features_INW.new_zeros((1, *features_INW.shape[1:]))
-        image_INH = projector(features_INW)
-        images = None if idle else {"image": BaseModelOutputWithPooling(pooler_output=list(image_INH))}
-        joined = _joined(core.language_model, image_INH) if idle else nullcontext()
+        image_INH = project_features(self.lvlm, features_INW)
+        images = None if idle else self.family.encoded(image_INH)
+        joined = _joined(self.lvlm.get_submodule(self.family.decoder), image_INH) if idle else nullcontext()
         with joined, _attention_kernel(image_INH, batch.input_ids.shape[1]):
             hidden_RTH = core(
                 input_ids=batch.input_ids,
@@ -49,9 +48,10 @@ class SupervisedLoss(nn.Module):
                 position_ids=batch.position_ids,
                 mm_encoder_outputs=images,
                 use_cache=False,
+                **self.family.token_inputs(self.lvlm.config, batch.input_ids),
             ).last_hidden_state
         hidden_SH = hidden_RTH.flatten(0, 1)[batch.positions]
-        logits_SV = self.lvlm.lm_head(hidden_SH).float()  # type: ignore[operator]
+        logits_SV = vocabulary_logits(self.lvlm, hidden_SH)
         return nn.functional.cross_entropy(logits_SV, batch.targets, reduction="sum") * scale
 
 

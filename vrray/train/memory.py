@@ -23,9 +23,10 @@ _KEPT_TUNED = {"full": 26, "lora": 36}
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that one worker needs in a training step, by part.
+    """Bytes that one worker needs in the forward and backward pass, by part.
 
-    `whole` is what it needs before and after a training with partitioned weights, while its base is whole.
+    `whole` is what ZeRO-3 needs besides these, when it holds weights whole: partitioned, before and after the training;
+    resident, when it gathers what was updated.
     """
 
     frozen: int
@@ -91,15 +92,19 @@ def estimate_memory(
     # Master weights, two moments and the gradient that they are updated with, in float32.
     optimizer = trained * (8 if plain else 16) // (workers if zero else 1)
     kept = micro_batch * shape.hidden * tokens * width * _kept_per_token(shape, region, recipe, recomputed)
+    copies = _copies(trained, workers, zero, resident, gpu)
     whole = 0
     if not resident:
         # Loading, the dry run of one row at least, and restoring happen with the base whole on the worker.
         dry_run = trained * width + 12 * trained // workers + kept // micro_batch
         restoring = (shape.total - shape.tower) * width // workers + optimizer
         whole = (frozen + trained) * width + max(dry_run, restoring) + _OVERHEAD
+    elif zero == 3:
+        # After its update, when activations and the float32 gradient are gone, all that trains is gathered anew.
+        whole = (frozen + copies + trained) * width + 12 * trained // workers + _OVERHEAD
     return MemoryEstimate(
         frozen=frozen * width if resident else _partitioned(shape, frozen, workers) * width,
-        trained=_copies(trained, workers, zero, resident, gpu) * width,
+        trained=copies * width,
         optimizer=optimizer,
         activations=kept,
         overhead=_OVERHEAD,
@@ -107,9 +112,9 @@ def estimate_memory(
     )
 
 
-def logits_bytes(shape: ModelShape, precision: Literal["bf16", "fp32"], supervised: int) -> int:
-    """Bytes of the head's output for so many supervised tokens: logits, in float32 too, and their gradients."""
-    return supervised * shape.vocabulary * (10 if precision == "bf16" else 8)
+def logits_bytes(shape: ModelShape, supervised: int) -> int:
+    """Bytes that the head and the loss take for so many supervised tokens, at most: three float32 values a logit."""
+    return 12 * shape.vocabulary * supervised
 
 
 def delta_bytes(shape: ModelShape, region: Region, recipe: Recipe) -> int:
@@ -178,7 +183,8 @@ def _reason(tried: Sequence[MemoryChoice], frozen: str, available: int) -> str:
     if frozen != "auto":
         text = f"as asked; {text}"
     elif not chosen.resident:
-        text = f"resident would take {tried[0].memory.total / 2**30:.1f} GiB; {text}"
+        least = min(choice.memory.total for choice in tried if choice.resident)
+        text = f"resident would take at least {least / 2**30:.1f} GiB; {text}"
     return text
 
 

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from vrray.errors import TrainingError
-from vrray.models.loading import LAYERS, PROJECTOR, VISION_TOWER
+from vrray.models.family import family_of
 from vrray.region import Region
 from vrray.specs import Recipe
 
@@ -41,13 +41,14 @@ def choose_trainable(model: nn.Module, region: Region, recipe: Recipe) -> Iterat
     Raises:
         TrainingError: a layer of the region or the projector has no parameter.
     """
-    paths = dict(zip(region.layers, region.module_paths(LAYERS), strict=True))
+    family = family_of(model.config)
+    paths = dict(zip(region.layers, region.module_paths(family.layers), strict=True))
     model.requires_grad_(False)
     if recipe.mode == "lora" and region.layers:
         _add_adapters(model, tuple(paths.values()), recipe)
     try:
         parts = {index: _parameters_below(model, path, recipe.mode) for index, path in paths.items()}
-        trainable = Trainable(parts, _parameters_below(model, PROJECTOR, "full"))
+        trainable = Trainable(parts, _parameters_below(model, family.projector, "full"))
         for name in trainable.names:
             model.get_parameter(name).requires_grad_(True)
         yield trainable
@@ -84,7 +85,7 @@ def tower_aside(model: nn.Module) -> Iterator[None]:
 
     Features come from the tower or from its cache (`vrray.data.features`), not through the model.
     """
-    path, _, name = VISION_TOWER.rpartition(".")
+    path, _, name = family_of(model.config).tower.rpartition(".")
     modules = model.get_submodule(path)._modules
     before = dict(modules)
     del modules[name]
