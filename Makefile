@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: sweep test check bench bench-train clean
+.PHONY: sweep test check bench bench-train bench-data clean
 
 sweep: $(INSTALLED)
 	$(BIN)/python jobs/sweep.py $(ARGS)
@@ -21,10 +21,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-train
+bench: bench-train bench-data
 
 bench-train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.training $(ARGS)
+
+bench-data: $(INSTALLED)
+	$(BIN)/python -m benchmarks.data $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt requirements-demo.txt
 	@echo "setting up $(VENV) (once; some minutes)"

@@ -1,7 +1,7 @@
 """Generated conversations in the proportions of LLaVA-665K, and photos for them.
 
-Of the records, 55 % are one short question about a photo, 39 % several turns about one, 6 % a long conversation without.
-Two records in three share their photo with another one.
+Of the records, 55 % are a short question about a photo, 39 % several turns about one, 6 % a long conversation without.
+There is a photo for every two records.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def draw_photos(folder: Path, names: Sequence[str], seed: int = SEED) -> None:
 
 
 class Text:
-    """Sentences of words by Zipf's law. Every tenth word is two run together, for real text has words that are split."""
+    """Sentences of words by Zipf's law. Every tenth one is two run together, for real text has words that are split."""
 
     def __init__(self, words: Sequence[str], seed: int):
         self._draw = random.Random(seed + 1)
@@ -111,5 +111,3 @@ def _turn(draw: random.Random, text: Text, words: int) -> tuple[str, str]:
 
 def _image_name(number: int) -> str:
     return f"photos/{number // _FOLDER_IMAGES:03}/{number:012}.jpg"
-
-

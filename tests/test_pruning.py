@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import DEPTH, IMAGE_TOKENS, text_config, tiny_lvlm
-from transformers import Qwen2Config
+from tiny import DEPTH, IMAGE_TOKENS, text_config, tiny_family, tiny_lvlm
+from transformers import Qwen2Config, SmolLM3Config
 
 from vrray.errors import PruningError
 from vrray.models.loading import decoder_layers, load_model
@@ -32,14 +32,17 @@ def model(pristine: Any) -> Any:
     return copy.deepcopy(pristine)
 
 
-@pytest.fixture(params=["llama", "qwen2"])
+@pytest.fixture(params=["llama", "qwen2", "smollm3", "gemma3"])
 def families(request: pytest.FixtureRequest) -> Any:
-    """Also a text model whose config has a list with an entry a layer."""
-    return tiny_lvlm(text=text_config(Qwen2Config) if request.param == "qwen2" else None)
+    """Also text models whose configs have lists with an entry a layer: all alike, or of several kinds."""
+    if request.param == "gemma3":
+        return tiny_family("gemma3")
+    kinds = {"llama": None, "qwen2": text_config(Qwen2Config), "smollm3": text_config(SmolLM3Config)}
+    return tiny_lvlm(text=kinds[request.param])
 
 
 def asked(model: Any) -> dict[str, Any]:
-    ids = [1, *[model.config.image_token_index] * IMAGE_TOKENS, 40, 50, 60]
+    ids = [1, *[model.config.image_token_id] * IMAGE_TOKENS, 40, 50, 60]
     pixels = torch.linspace(-2, 2, 3 * 28 * 28).reshape(1, 3, 28, 28)
     return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long(), "pixel_values": pixels}
 

@@ -205,8 +205,7 @@ def tiny_records(photos: Sequence[str], texts: int) -> list[Record]:
     ]
     # Lengths differ, so that ranks and micro-batches hold different numbers of supervised tokens.
     plain = [
-        Record(f"text-{n}", (), (Turn("What is it? " * (1 + n % 3), "a circle " * (1 + n % 4)),))
-        for n in range(texts)
+        Record(f"text-{n}", (), (Turn("What is it? " * (1 + n % 3), "a circle " * (1 + n % 4)),)) for n in range(texts)
     ]
     return seen + plain
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from vrray.errors import VrrayError
 
-
 _RESUMABLE = "what is finished is in the store, the same command goes on from there"
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.cluster.commands import OPTIONS
 from tiny import draw_photos
 
 import vrray
+from tests.cluster.commands import OPTIONS
 from vrray.data.records import Turn
 from vrray.store import Store
 

@@ -31,7 +31,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
 
 
 def images_of(data: DemoData) -> dict[str, set[str]]:
-    images = {"train": {name for path in (data.train, data.captions) for record in read_records(path) for name in record.images}}
+    images = {
+        "train": {
+            name for path in (data.train, data.captions) for record in read_records(path) for name in record.images
+        }
+    }
     for split in SPLITS:
         images[split] = {example.image or "" for task in VISUAL for example in data.examples(task, split)}
     return images

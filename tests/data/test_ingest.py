@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from vrray.data.rows import KIND, Rows
 from vrray.errors import DataError
 from vrray.models.loading import base_identity
 from vrray.store import Store
-
 
 ALL = Choice()
 
@@ -160,6 +160,39 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(
     assert made.rows == BLOCK_ROWS + 10
 
 
+def test_an_image_is_opened_once_however_many_blocks_use_it(
+    tmp_path: Path, tiny_model: Path, store: Store, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vrray.data import ingest as module
+
+    opened: list[str] = []
+    read = Images.read
+    monkeypatch.setattr(Images, "read", lambda images, name: opened.append(name) or read(images, name))
+    monkeypatch.setattr(module, "BLOCK_ROWS", 20)
+    records = [record(n, name) for n, name in enumerate(photos * 2)]
+    made = ingested(tmp_path, tiny_model, store, write(tmp_path / "a.jsonl", records))
+    assert made.rows == 40 and sorted(opened) == sorted(photos)
+    assert set(image_hashes(store, made.key)) == set(photos)
+
+
+def test_of_two_runs_at_the_same_time_the_slower_one_takes_what_the_other_made(
+    tmp_path: Path, tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vrray.data import ingest as module
+
+    source = write(tmp_path / "a.jsonl", [record(n) for n in range(30)])
+    run, others = module.run_tasks, []
+
+    def run_while_another_one_ends(*arguments: Any) -> Any:
+        finished = run(*arguments)
+        monkeypatch.setattr(module, "run_tasks", run)
+        others.append(ingested(tmp_path, tiny_model, store, source))
+        return finished
+
+    monkeypatch.setattr(module, "run_tasks", run_while_another_one_ends)
+    assert ingested(tmp_path, tiny_model, store, source) == others[0]
+
+
 def test_shares_are_nested_and_follow_the_seed(tmp_path: Path, tiny_model: Path, store: Store) -> None:
     source = write(tmp_path / "a.jsonl", [record(n) for n in range(400)])
 
@@ -242,3 +275,22 @@ def test_embedded_images_come_along(tmp_path: Path, tiny_model: Path, store: Sto
         rows = list(Rows(folder))
     assert [images.read(row.images[0]) for row in rows] == data
     assert made.embedded
+
+
+def test_a_longer_run_begins_with_the_images_of_a_shorter_one(
+    tmp_path: Path, tiny_model: Path, store: Store, photos: list[str]
+) -> None:
+    source = write(tmp_path / "a.jsonl", [record(n, name) for n, name in enumerate(photos)])
+    shorter, longer = (
+        list(image_hashes(store, ingested(tmp_path, tiny_model, store, source, choice=Choice(limit=limit)).key))
+        for limit in (5, 12)
+    )
+    assert longer[:5] == shorter and len(longer) == 12 and shorter != photos[:5]
+
+
+def test_weights_that_leave_no_row_are_refused(
+    tmp_path: Path, tiny_model: Path, store: Store, photos: list[str]
+) -> None:
+    source = replace(write(tmp_path / "a.jsonl", [record(n, photos[n]) for n in range(4)]), weight=0.1)
+    with pytest.raises(DataError, match="--data-weights leave none of the 4 training rows"):
+        ingested(tmp_path, tiny_model, store, source)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vrray.data.blobs import embedded_name
-from vrray.data.formats import json_text, parquet, tars
+from vrray.data.formats import files, json_text, parquet, tars
 from vrray.data.records import Record, parse_record
 from vrray.data.sources import REJECTED, Block, Raw, index_source, read_block, rejection, source_identity
 from vrray.errors import DataError
@@ -774,6 +774,29 @@ def test_identity_follows_content(tmp_path: Path) -> None:
     before = source_identity(folder)
     (folder / "b.tar").rename(folder / "c.tar")
     assert source_identity(folder) != before
+
+
+def test_the_hash_of_a_large_file_is_remembered_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+
+    def _content_hash(path: Path) -> str:
+        hashed.append(path)
+        return content_hash(path)
+
+    content_hash = files._content_hash
+    path = write_list(tmp_path / "a.json", plain_rows(3))
+    small = source_identity(path)
+    monkeypatch.setenv("VRRAY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(files, "_LARGE", path.stat().st_size)
+    monkeypatch.setattr(files, "_content_hash", _content_hash)
+    assert [source_identity(path) for _ in range(3)] == [small] * 3
+    assert hashed == [path]
+    path.write_bytes(path.read_bytes().replace(b"Is", b"is"))
+    os.utime(path, ns=(1, 1))  # however coarse the clock of the file system is
+    assert source_identity(path) != small
+    assert hashed == [path, path]
 
 
 def test_rejections_fit_their_table(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from vrray.store import Store
 
 KIND = "features"
 _BATCH = 32
-_THREADS = min(8, os.cpu_count() or 1)
+_THREADS = max(1, min(8, (os.cpu_count() or 1) - 1))  # a core is left to the tower
 
 
 def compute_chunks(

@@ -8,46 +8,26 @@ joined into one artefact: rows, the images they use, held-out examples, and the 
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from vrray.data.held_out import Candidate, read_candidates
 from vrray.data.images import Images, check_image
-from vrray.data.ingest_block import (
-    BLOBS,
-    HASHES,
-    PART,
-    REFUSALS,
-    UNREADABLE,
-    Choice,
-    Job,
-    RowSpec,
-    Source,
-    Task,
-    ingest_block,
-    read_table,
-    write_refusals,
-)
-from vrray.data.ingest_join import join_parts
+from vrray.data.ingest_block import BLOBS, PART, Choice, Job, RowSpec, Source, Task, read_hashes, write_refusals
+from vrray.data.ingest_join import Parts, join_parts, read_parts
+from vrray.data.ingest_run import run_tasks
 from vrray.data.rows import KIND
 from vrray.data.sources import index_source, source_identity
-from vrray.errors import DataError
+from vrray.errors import DataError, StoreError
 from vrray.store import Store, content_key
 
 INDEX = "rows-index"
 BLOCK_ROWS = 2000
-_IN_PROCESS = 2  # so few blocks are done sooner than Ray's tasks have started
-_LOG_EVERY_SECONDS = 15.0
 _RECHECKED = 100  # images that could not be read are looked at again on the next start
 
 
@@ -114,15 +94,14 @@ def ingest(
     total = sum(block.rows for _, block in blocks)
     job = Job(store, tuple(sources), spec, choice, images, _threshold(choice, sources, total))
     tasks = [Task(n, b, content_key({**settings, "source": n, "block": [b.begin, b.end]})) for n, b in blocks]
-    counts = _run_within(job, tasks, total, max_rejected)
-    done = [task for task in tasks if store.has(PART, task.key)]
-    if counts["rejected"] > max_rejected * total:
-        raise _refusal(store, done, Path(index).stem, f"{_too_many(counts, max_rejected)}, of {total} in all")
-    if not counts["rows"]:
-        kind = " with an image" if choice.with_image else ""
-        text = f"none of the {counts['records']} records in {_names(sources)} becomes a training row{kind}"
-        raise _refusal(store, done, Path(index).stem, text)
-    made = _join(job, done, index)
+    done, counts = run_tasks(job, tasks, total, max_rejected)
+    try:
+        made = _join(job, done, counts, total, max_rejected, index)
+    except StoreError:
+        finished = _known(store, index, images)  # by another run, which has cleared the blocks away
+        if finished is None:
+            raise
+        made = finished
     for task in tasks:
         store.delete(PART, task.key)
     return made
@@ -137,7 +116,7 @@ def candidates_in(store: Store, key: str) -> list[Candidate]:
 def image_hashes(store: Store, key: str) -> dict[str, str]:
     """The images of ingested rows and their held-out examples by name, each with its content hash."""
     with store.open(KIND, key) as folder:
-        return {row["name"]: row["hash"] for row in read_table(folder / HASHES)}
+        return read_hashes(folder)
 
 
 def embedded_images(store: Store, keys: Iterable[str]) -> list[str]:
@@ -193,98 +172,28 @@ def _too_many(counts: Mapping[str, int], max_rejected: float) -> str:
     return f"{first}, more than --max-rejected {max_rejected:g} allows"
 
 
-def _run_within(job: Job, tasks: Sequence[Task], total: int, max_rejected: float) -> Counter[str]:
-    """Do the tasks, say how far they are, and stop where too many records are rejected."""
-    counts: Counter[str] = Counter()
-    small, terminal = total <= _IN_PROCESS * BLOCK_ROWS, sys.stderr.isatty()
-    said = time.monotonic()
-    with tqdm(total=total, unit="record", desc="data", dynamic_ncols=True, disable=small or not terminal) as bar:
-        for done in _run(job, tasks):
-            counts.update(done)
-            bar.update(done["records"])
-            if not terminal and time.monotonic() - said >= _LOG_EVERY_SECONDS:
-                said = time.monotonic()
-                print(f"data: {counts['records']} of {total} records, {counts['rejected']} rejected", flush=True)
-            if counts["rejected"] > max_rejected * total:
-                break
-    return counts
-
-
-def _run(job: Job, tasks: Sequence[Task]) -> Iterator[Mapping[str, int]]:
-    """Do the tasks that are not done yet; what each one counted, as it is finished."""
-    there = [job.store.has(PART, task.key) for task in tasks]
-    missing = [task for task, is_there in zip(tasks, there, strict=True) if not is_there]
-    yield from (_counted(job.store, [task]) for task, is_there in zip(tasks, there, strict=True) if is_there)
-    if len(missing) <= _IN_PROCESS:
-        yield from (ingest_block(job, task) for task in missing)
-        return
-    import ray
-    from ray.data import ActorPoolStrategy, DataContext
-
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    workers = max(1, min(len(missing), int(ray.cluster_resources().get("CPU", 1))))
-    places = ray.data.from_items([{"place": place} for place in range(len(missing))], override_num_blocks=len(missing))
-    done = places.map_batches(
-        _Worker,
-        fn_constructor_args=(job, missing),
-        batch_size=1,
-        compute=ActorPoolStrategy(min_size=1, max_size=workers),
-        num_cpus=1,
-    )
-    for row in done.iter_rows():
-        yield json.loads(row["counts"])
-
-
-class _Worker:
-    """An actor of Ray Data: ingests the blocks whose places it is given."""
-
-    def __init__(self, job: Job, tasks: Sequence[Task]):
-        self._job, self._tasks = job, tasks
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        counts = [json.dumps(ingest_block(self._job, self._tasks[int(place)])) for place in batch["place"]]
-        return {"counts": np.array(counts)}
-
-
-def _join(job: Job, tasks: Sequence[Task], index: str) -> Ingested:
-    """One artefact of all parts, and the index that says which one it is.
+def _join(
+    job: Job, tasks: Sequence[Task], counts: Mapping[str, int], total: int, max_rejected: float, index: str
+) -> Ingested:
+    """One artefact of all blocks, and the index that says which one it is.
 
     Its key follows from what was encoded: where other records were rejected, it is another one.
     """
-    store = job.store
-    rejected, unreadable = _rejected(store, tasks)
+    store, name = job.store, Path(index).stem
+    parts = read_parts(store, tasks, job.choice.held_out)
+    if counts["rejected"] > max_rejected * total:
+        raise _refusal(store, parts, name, f"{_too_many(counts, max_rejected)}, of {total} in all")
+    if not counts["rows"]:
+        kind = " with an image" if job.choice.with_image else ""
+        text = f"none of the {counts['records']} records in {_names(job.sources)} becomes a training row{kind}"
+        raise _refusal(store, parts, name, text)
+    rejected = parts.rejected
     key = content_key({"index": index, "rejected": [[row["source"], row["row"]] for row in rejected]})
     if rejected:
         _publish(store, key, rejected)
-
-    def write(folder: Path) -> dict[str, Any]:
-        with ExitStack() as stack:
-            folders = [stack.enter_context(store.open(PART, task.key)) for task in tasks]
-            return join_parts(job, tasks, _counted(store, tasks), folders, folder)
-
-    store.put(KIND, key, write)
-    store.write_text(index, json.dumps({"key": key, "unreadable": unreadable[:_RECHECKED]}))
+    store.put(KIND, key, lambda folder: join_parts(job, parts, counts, folder))
+    store.write_text(index, json.dumps({"key": key, "unreadable": parts.unreadable[:_RECHECKED]}))
     return _described(store, key)
-
-
-def _counted(store: Store, tasks: Sequence[Task]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for task in tasks:
-        counts.update(store.describe(PART, task.key)["counts"])
-    return counts
-
-
-def _rejected(store: Store, tasks: Sequence[Task]) -> tuple[list[dict[str, Any]], list[str]]:
-    """What was refused, and the images that could not be read."""
-    rejected: list[dict[str, Any]] = []
-    unreadable: list[str] = []
-    for task in tasks:
-        with store.open(PART, task.key) as folder:
-            rejected += read_table(folder / REFUSALS)
-            unreadable += json.loads((folder / UNREADABLE).read_text())
-    return rejected, unreadable
 
 
 def _publish(store: Store, key: str, rejected: Sequence[Mapping[str, Any]]) -> str:
@@ -295,9 +204,8 @@ def _publish(store: Store, key: str, rejected: Sequence[Mapping[str, Any]]) -> s
     return store.location(name)
 
 
-def _refusal(store: Store, tasks: Sequence[Task], key: str, what: str) -> DataError:
+def _refusal(store: Store, parts: Parts, key: str, what: str) -> DataError:
     """The error for data that cannot be used; the list of rejected records is written first."""
-    rejected, _ = _rejected(store, tasks)
-    first = "; ".join(row["reason"] for row in rejected[:3])
-    listed = f" All are listed in {_publish(store, key, rejected)}." if rejected else ""
+    first = "; ".join(row["reason"] for row in parts.rejected[:3])
+    listed = f" All are listed in {_publish(store, key, parts.rejected)}." if parts.rejected else ""
     return DataError(f"{what}{'. The first: ' if first else ''}{first}.{listed}")

@@ -32,6 +32,7 @@ PART = "rows-part"
 BLOBS, HASHES, RANKS = "embedded.arrow", "images.parquet", "ranks.npy"
 REFUSALS, UNREADABLE = "rejected.parquet", "unreadable.json"
 _READERS = 8  # threads that read and check a block's images
+_SEEN = 1 << 20  # images that a process remembers to have opened, with their names about 200 MiB
 _IMAGES = pa.schema([("name", pa.string()), ("hash", pa.string())])
 
 
@@ -94,13 +95,17 @@ class Task:
     key: str
 
 
-def ingest_block(job: Job, task: Task) -> dict[str, Any]:
-    """Read, check and encode a block into its artefact; what was counted."""
+def ingest_block(job: Job, task: Task, seen: dict[str, str]) -> dict[str, int]:
+    """Read, check and encode a block into its artefact; what was counted.
+
+    Args:
+        seen: images that were opened before, with their hashes; they are not opened again. Grows.
+    """
     part, source = Part(), job.sources[task.source]
     wanted, held = _read_block(job, task, part)
     names = {image for chosen in wanted for image in chosen.record.images}
     names |= {example.image for example in held if example.image is not None and example.split != "train"}
-    refused = _check_images(job.images, sorted(names), part)
+    refused = _check_images(job.images, sorted(names), part, seen)
     processor = _processor(job.spec.model_path)
     options: dict[str, Any] = {"template": job.spec.template, "max_length": job.spec.max_length}
     for chosen in wanted:
@@ -161,6 +166,11 @@ def write_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
     pq.write_table(pa.table([list(hashes), list(hashes.values())], schema=_IMAGES), folder / HASHES)
 
 
+def read_hashes(folder: Path) -> dict[str, str]:
+    names, hashes = (column.to_pylist() for column in pq.ParquetFile(folder / HASHES).read().columns)
+    return dict(zip(names, hashes, strict=True))
+
+
 def write_refusals(target: Any, rejected: Sequence[Mapping[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rejected, REJECTED), target)
 
@@ -197,10 +207,12 @@ def _named(record: Record, prefix: str) -> Record:
     return replace(record, images=tuple(names)) if prefix else record
 
 
-def _check_images(images: Images, names: Sequence[str], part: Part) -> dict[str, DataError]:
+def _check_images(images: Images, names: Sequence[str], part: Part, seen: dict[str, str]) -> dict[str, DataError]:
     """Open every image, note its hash; the errors of those that cannot be used."""
 
     def check(name: str) -> str | DataError:
+        if name in seen:
+            return seen[name]
         try:
             data = part.embedded[name] if name in part.embedded else images.read(name)
             check_image(data, name)
@@ -216,6 +228,8 @@ def _check_images(images: Images, names: Sequence[str], part: Part) -> dict[str,
                 part.unreadable.append(name)
             else:
                 part.hashes[name] = found
+                if len(seen) < _SEEN:
+                    seen[name] = found
     return refused
 
 

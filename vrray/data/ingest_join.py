@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,55 +14,114 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vrray.data.blobs import read_blobs, write_blobs
-from vrray.data.held_out import fewest, read_candidates, write_candidates
-from vrray.data.ingest_block import BLOBS, HASHES, RANKS, Job, Task, read_table, write_hashes
+from vrray.data.held_out import Candidate, fewest, read_candidates, write_candidates
+from vrray.data.ingest_block import (
+    BLOBS,
+    PART,
+    RANKS,
+    REFUSALS,
+    UNREADABLE,
+    Job,
+    Task,
+    read_hashes,
+    read_table,
+    write_hashes,
+)
 from vrray.data.rows import Rows, read_batches, write_batches, write_order
 from vrray.errors import DataError
+from vrray.store import Store
 
 
-def join_parts(
-    job: Job, tasks: Sequence[Task], counts: Mapping[str, int], parts: Sequence[Path], folder: Path
-) -> dict[str, Any]:
-    """Write the artefact of all rows from the parts' folders; what describes it.
+@dataclass
+class Parts:
+    """What is needed of all blocks at the same time; their rows are not.
+
+    Attributes:
+        ranks: of the rows of each block.
+        embedded: the blocks that have embedded images.
+        rejected: records that were refused, and why.
+        unreadable: images that could not be read.
+    """
+
+    tasks: Sequence[Task]
+    ranks: list[NDArray[np.float64]] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    hashes: dict[str, str] = field(default_factory=dict)
+    embedded: list[Task] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def read_parts(store: Store, tasks: Sequence[Task], held_out: int) -> Parts:
+    """Read the blocks' artefacts, one after the other.
 
     Args:
-        counts: of all parts together.
+        held_out: how many candidates are wanted for each split and kind.
+    """
+    parts = Parts(tasks)
+    parts.candidates = fewest(_read_each(store, parts), held_out)
+    return parts
+
+
+def join_parts(job: Job, parts: Parts, counts: Mapping[str, int], folder: Path) -> dict[str, Any]:
+    """Write the artefact of all rows; what describes it.
+
+    Args:
+        counts: of all blocks together.
     """
     counts = Counter(counts)
-    order = _order(job, tasks, parts)
+    order = _order(job, parts)
     kept = np.zeros(counts["rows"], dtype=bool)
     kept[order] = True
-    candidates = fewest((c for part in parts for c in read_candidates(part)), job.choice.held_out)
-    write_batches(folder, _kept_batches(parts, kept))
+    write_batches(folder, _kept_batches(job.store, parts, kept))
     write_order(folder, (np.cumsum(kept) - 1)[order])
-    write_candidates(folder, candidates)
+    write_candidates(folder, parts.candidates)
     rows = Rows(folder)
-    asked = (candidate.image for candidate in candidates if candidate.image and candidate.split != "train")
+    asked = (example.image for example in parts.candidates if example.image and example.split != "train")
     # In the order of training: a longer run's images begin with a shorter one's, and so do the chunks of features.
     used = dict.fromkeys([*rows.images(), *asked])
-    hashes = {row["name"]: row["hash"] for part in parts for row in read_table(part / HASHES) if row["name"] in used}
-    write_hashes(folder, {name: hashes[name] for name in used})
-    blobs = [part / BLOBS for part in parts if (part / BLOBS).is_file()]
-    if blobs:
-        write_blobs(folder / BLOBS, (item for blob in blobs for item in read_blobs(blob) if item[0] in used))
+    write_hashes(folder, {name: parts.hashes[name] for name in used})
+    if parts.embedded:
+        write_blobs(folder / BLOBS, _used_blobs(job.store, parts, used))
     counts["left_out"] += counts["rows"] - int(kept.sum())
     counts["rows"] = int(kept.sum())
-    return {"rows": len(order), "longest": int(rows.lengths.max()), "embedded": bool(blobs), "counts": dict(counts)}
+    longest = int(rows.lengths.max())
+    return {"rows": len(order), "longest": longest, "embedded": bool(parts.embedded), "counts": dict(counts)}
 
 
-def _kept_batches(parts: Sequence[Path], kept: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+def _read_each(store: Store, parts: Parts) -> Iterator[Candidate]:
+    """Fill in all but the candidates, of which these are all."""
+    for task in parts.tasks:
+        with store.open(PART, task.key) as folder:
+            parts.ranks.append(np.load(folder / RANKS, allow_pickle=False))
+            parts.hashes.update(read_hashes(folder))
+            parts.rejected += read_table(folder / REFUSALS)
+            parts.unreadable += json.loads((folder / UNREADABLE).read_text())
+            if (folder / BLOBS).is_file():
+                parts.embedded.append(task)
+            candidates = read_candidates(folder)
+        yield from candidates
+
+
+def _kept_batches(store: Store, parts: Parts, kept: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
     start = 0
-    for part in parts:
-        for batch in read_batches(part):
-            yield batch.filter(pa.array(kept[start : start + batch.num_rows]))
-            start += batch.num_rows
+    for task in parts.tasks:
+        with store.open(PART, task.key) as folder:
+            for batch in read_batches(folder):
+                yield batch.filter(pa.array(kept[start : start + batch.num_rows]))
+                start += batch.num_rows
 
 
-def _order(job: Job, tasks: Sequence[Task], parts: Sequence[Path]) -> NDArray[np.int64]:
+def _used_blobs(store: Store, parts: Parts, used: Container[str]) -> Iterator[tuple[str, bytes]]:
+    for task in parts.embedded:
+        with store.open(PART, task.key) as folder:
+            yield from (item for item in read_blobs(folder / BLOBS) if item[0] in used)
+
+
+def _order(job: Job, parts: Parts) -> NDArray[np.int64]:
     """The training rows by their place in the file: a share of each source, or several passes over it."""
-    ranks = [np.load(part / RANKS, allow_pickle=False) for part in parts]
-    rank = np.concatenate(ranks)
-    source = np.repeat([task.source for task in tasks], [len(part) for part in ranks])
+    rank = np.concatenate(parts.ranks)
+    source = np.repeat([task.source for task in parts.tasks], [len(part) for part in parts.ranks])
     drawn = np.arange(len(rank)) if job.choice.in_order else np.argsort(rank, kind="stable")
     chosen = []
     for number, entry in enumerate(job.sources):

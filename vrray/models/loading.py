@@ -196,7 +196,8 @@ def load_processor(path: Path) -> Any:
         ModelError: a part of it is missing.
     """
     try:
-        processor = AutoProcessor.from_pretrained(path)
+        # With torchvision installed, another backend would be taken, whose pixels differ from the original ones.
+        processor = AutoProcessor.from_pretrained(path, backend="pil")
     except (ImportError, OSError, ValueError) as error:
         raise ModelError(f"{path} has no usable processor: {error}") from error
     if not processor.chat_template:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -17,8 +18,10 @@ from pyarrow import fs as pafs
 
 from vrray.data.formats.blocks import one_line
 from vrray.errors import DataError
+from vrray.home import remembered
 
 MAX_FILES = 100_000
+_LARGE = 16 << 20  # bytes of a local file whose hash is remembered
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
@@ -123,7 +126,10 @@ def is_local(location: str) -> bool:
 
 
 def identity(locations: Sequence[str]) -> str:
-    """16 hex digits of SHA-256 over the content of a file, or over the names and contents of several."""
+    """16 hex digits of SHA-256 over the content of a file, or over the names and contents of several.
+
+    Those of large local files are remembered by path, size and modification time.
+    """
     with ThreadPoolExecutor(min(len(locations), os.cpu_count() or 1)) as pool:
         digests = list(pool.map(_digest, locations))
     if len(locations) == 1:
@@ -135,7 +141,16 @@ def identity(locations: Sequence[str]) -> str:
 
 
 def _digest(location: str) -> str:
-    with reading(location), open_file(location) as file:
+    with reading(location):
+        filesystem, path = _filesystem(location)
+        if filesystem.type_name == "local" and os.path.getsize(path) >= _LARGE:
+            return remembered(Path(path), _content_hash)
+        with filesystem.open_input_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_hash(path: Path) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

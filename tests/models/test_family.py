@@ -40,7 +40,7 @@ from vrray.data.tasks import Example
 from vrray.errors import ModelError, TrainingError
 from vrray.evaluate.answer import answer_likelihoods, choose_options
 from vrray.models.family import FAMILIES, family_of, image_text, project_features, vision_tower
-from vrray.models.loading import load_model, load_processor, model_shape, resolve_model, tower_identity
+from vrray.models.loading import decoder_layers, load_model, load_processor, model_shape, resolve_model, tower_identity
 from vrray.models.smol import CHAT_TEMPLATE
 from vrray.region import place
 from vrray.specs import Recipe
@@ -83,14 +83,18 @@ def row_of(model: Any, before: list[int], images: int, after: list[int]) -> list
     return [*before, *([model.config.image_token_id] * IMAGE_TOKENS + [40]) * images, *after]
 
 
+class Stacked:
+    """Features of images that are named by their numbers."""
+
+    def __init__(self, features: torch.Tensor):
+        self.features, self.shape = features, (features.shape[1], features.shape[2])
+
+    def stack(self, images: Any) -> torch.Tensor:
+        return self.features[[int(image) for image in images]]
+
+
 def loss_of(model: Any, rows: list[Row], features: torch.Tensor, packing: bool = False) -> float:
-    class Stacked:
-        shape = (features.shape[1], features.shape[2])
-
-        def stack(self, images: Any) -> torch.Tensor:
-            return features[[int(image) for image in images]]
-
-    batch = collate(rows, Stacked(), 0, torch.device("cpu"), packing=packing)
+    batch = collate(rows, Stacked(features), 0, torch.device("cpu"), packing=packing)
     with torch.inference_mode():
         return float(SupervisedLoss(model)(batch, 1.0))
 
@@ -156,6 +160,24 @@ def test_rows_together_have_the_loss_of_each_row_alone(model: Any) -> None:
         assert loss_of(model, rows, features, packing) == pytest.approx(sum(alone), rel=1e-5)
     swapped = [replace(rows[0], images=("2",)), *rows[1:]]
     assert loss_of(model, swapped, features) != pytest.approx(sum(alone), rel=1e-5)
+
+
+def test_rows_without_images_run_the_projector_and_every_layer(model: Any) -> None:
+    ids = row_of(model, [1, 50], 0, [60, 61, 62])
+    row = Row("a", tuple(ids), (False, False, True, True, True), ())
+    batch = collate([row], Stacked(features_of(model, 1)), 0, torch.device("cpu"))
+    watched = list(model.get_submodule(family_of(model.config).projector).parameters())
+    for parameter in watched:
+        parameter.requires_grad_(True)
+    entered = []
+    handle = decoder_layers(model)[0].register_full_backward_hook(lambda *_: entered.append(True))
+    try:
+        gradients = torch.autograd.grad(SupervisedLoss(model)(batch, 1.0), watched)
+    finally:
+        handle.remove()
+        for parameter in watched:
+            parameter.requires_grad_(False)
+    assert entered and not any(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
