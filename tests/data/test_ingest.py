@@ -127,6 +127,17 @@ def test_too_many_unusable_records_stop_the_run_and_are_listed(
     assert made.rows == 17
 
 
+def test_images_that_were_missing_are_looked_for_again(tmp_path: Path, tiny_model: Path, store: Store) -> None:
+    (tmp_path / "photos").mkdir()
+    names = [f"{number}-grey.png" for number in range(3, 20, 4)]
+    source = write(tmp_path / "a.jsonl", [record(n, name) for n, name in enumerate(names)])
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"{len(names)} of the first {len(names)} records"):
+            ingested(tmp_path, tiny_model, store, source)
+    draw_photos(tmp_path / "photos", 20)
+    assert ingested(tmp_path, tiny_model, store, source).rows == len(names)
+
+
 def test_data_without_a_usable_row_is_refused(tmp_path: Path, tiny_model: Path, store: Store) -> None:
     with pytest.raises(DataError, match="none of the 1 records"):
         ingested(

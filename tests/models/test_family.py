@@ -34,7 +34,9 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 from vrray.data.batches import collate
+from vrray.data.encode import encode_prompt, encode_records
 from vrray.data.features import tower_features
+from vrray.data.records import Record, Turn
 from vrray.data.rows import Row
 from vrray.data.tasks import Example
 from vrray.errors import ModelError, TrainingError
@@ -307,6 +309,29 @@ def test_an_image_is_one_view_in_pixels_and_in_prompts(tmp_path: Path, kind: str
     assert expected.count(token) == IMAGE_TOKENS
     for_each = written.write(text)[0].replace(written.token, written.token * IMAGE_TOKENS)
     assert processor.tokenizer(for_each)["input_ids"] == list(expected)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_rows_and_prompts_hold_what_the_family_writes(tmp_path: Path, kind: str) -> None:
+    processor = own_processor(tmp_path, kind)
+    photo = Image.new("RGB", (28, 28), (9, 99, 9))
+    one_view = {"crop_to_patches": False} if kind == "internvl" else {}
+
+    def expected(messages: list[Any], images: int, **options: Any) -> list[int]:
+        text = processor.apply_chat_template(messages, **options)
+        return list(processor(text=text, images=[photo] * images, **one_view)["input_ids"][0])
+
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour?"}]}
+    found = encode_prompt("Which colour?", processor, IMAGE_TOKENS, with_image=True)
+    assert found == expected([question], 1, add_generation_prompt=True)
+
+    answers = ("green", "a big circle")
+    turns = (Turn("<image>\nWhich colour?", answers[0]), Turn("<image>\nWhich colour?", answers[1]))
+    (row,) = encode_records([Record("r", ("a", "b"), turns)], processor, IMAGE_TOKENS)
+    said = [{"role": "assistant", "content": [{"type": "text", "text": text}]} for text in answers]
+    assert list(row.ids) == expected([question, said[0], question, said[1]], 2)
+    spoken = [token for token, counts in zip(row.ids, row.supervised, strict=True) if counts]
+    assert processor.tokenizer.decode(spoken) == "green<|im_end|>a big circle<|im_end|>"
 
 
 def test_marks_move_with_the_images_before_them() -> None:

@@ -15,6 +15,7 @@ from vrray.data.records import IMAGE_PLACEHOLDER, Record, Turn
 from vrray.data.rows import Row
 from vrray.data.templates import IMAGE, TEMPLATES, Encoded, Span, Template, answer_mask, token_span, tokenize
 from vrray.errors import DataError
+from vrray.models.family import ImageText, image_text
 
 CHAT = "chat"
 _IMAGE_LINE = re.compile(r"\n?<image>\n?")
@@ -81,14 +82,14 @@ def _find_template(name: str, processor: Any, image_id: int) -> Template:
         source = processor.chat_template or processor.tokenizer.chat_template
         if not isinstance(source, str):
             raise DataError(f"the model has no chat template; use one of {', '.join(TEMPLATES)}")
-        return _Chat(source, image_id)
+        return _Chat(source, image_id, image_text(processor))
     if name not in TEMPLATES:
         raise DataError(f"unknown template {name!r}; use one of {', '.join([CHAT, *TEMPLATES])}")
     return TEMPLATES[name]
 
 
 def _image_id(processor: Any) -> int:
-    return int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+    return int(processor.tokenizer.convert_tokens_to_ids(image_text(processor).token))
 
 
 def _check_images(ids: Sequence[int], images: int, template: str, image_id: int) -> None:
@@ -151,6 +152,7 @@ class _Chat:
 
     source: str
     image_id: int
+    images: ImageText
     name: str = CHAT
 
     def encode(self, turns: Sequence[Turn], tokenizer: Any) -> Encoded:
@@ -176,9 +178,13 @@ class _Chat:
 
     def _render(self, chats: list[Any], tokenizer: Any, **options: bool) -> tuple[list[str], list[list[Span]]]:
         try:
-            return render_jinja_template(chats, chat_template=self.source, **options, **tokenizer.special_tokens_map)
+            texts, marks = render_jinja_template(
+                chats, chat_template=self.source, **options, **tokenizer.special_tokens_map
+            )
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(f"the model's chat template fails on it: {error}") from error
+        written = list(map(self.images.write, texts, marks or [()] * len(texts)))
+        return [text for text, _ in written], [mark for _, mark in written]
 
     def _mark_images(self, ids: list[int]) -> list[int]:
         return [IMAGE if token == self.image_id else token for token in ids]

@@ -17,10 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from vrray.data.held_out import Candidate, read_candidates
-from vrray.data.images import Images, check_image
+from vrray.data.images import Images
 from vrray.data.ingest_block import BLOBS, PART, Choice, Job, RowSpec, Source, Task, read_hashes, write_refusals
 from vrray.data.ingest_join import Parts, join_parts, read_parts
-from vrray.data.ingest_run import run_tasks
+from vrray.data.ingest_run import RECHECKED, readable, run_tasks
 from vrray.data.rows import KIND
 from vrray.data.sources import index_source, source_identity
 from vrray.errors import DataError, StoreError
@@ -28,7 +28,6 @@ from vrray.store import Store, content_key
 
 INDEX = "rows-index"
 BLOCK_ROWS = 2000
-_RECHECKED = 100  # images that could not be read are looked at again on the next start
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def ingest(
         DataError: a source cannot be read, too many records were rejected, or no row is left.
     """
     settings = {
-        "format": 3,
+        "format": 4,
         "sources": [[source_identity(s.location), s.prefix, s.weight] for s in sources],
         "spec": {name: value for name, value in asdict(spec).items() if name != "model_path"},
         "choice": asdict(choice),
@@ -134,17 +133,9 @@ def _known(store: Store, index: str, images: Images) -> Ingested | None:
     if name not in store.names(folder):
         return None
     about = json.loads(store.read_bytes(index))
-    if not store.has(KIND, about["key"]) or any(_readable(images, image) for image in about["unreadable"]):
+    if not store.has(KIND, about["key"]) or any(readable(images, image) for image in about["unreadable"]):
         return None
     return _described(store, about["key"])
-
-
-def _readable(images: Images, name: str) -> bool:
-    try:
-        check_image(images.read(name), name)
-    except DataError:
-        return False
-    return True
 
 
 def _described(store: Store, key: str) -> Ingested:
@@ -192,7 +183,7 @@ def _join(
     if rejected:
         _publish(store, key, rejected)
     store.put(KIND, key, lambda folder: join_parts(job, parts, counts, folder))
-    store.write_text(index, json.dumps({"key": key, "unreadable": parts.unreadable[:_RECHECKED]}))
+    store.write_text(index, json.dumps({"key": key, "unreadable": parts.unreadable[:RECHECKED]}))
     return _described(store, key)
 
 

@@ -254,4 +254,4 @@ def _write_part(folder: Path, part: Part) -> dict[str, Any]:
     write_hashes(folder, part.hashes)
     if part.embedded:
         write_blobs(folder / BLOBS, part.embedded.items())
-    return {"counts": dict(part.counts)}
+    return {"counts": dict(part.counts), "unreadable": len(part.unreadable)}

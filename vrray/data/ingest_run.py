@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -14,13 +15,14 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from vrray.data.ingest_block import PART, Job, Task, ingest_block
-from vrray.errors import VrrayError
-from vrray.store import Store
+from vrray.data.images import Images, check_image
+from vrray.data.ingest_block import PART, UNREADABLE, Job, Task, ingest_block
+from vrray.errors import DataError, VrrayError
 
 _IN_PROCESS = 2  # so few blocks are done sooner than Ray's workers have started
 _LOG_EVERY_SECONDS = 15.0
 _READERS = 16  # threads that ask the store
+RECHECKED = 100  # of the images that could not be used: so many are looked at again on the next start
 
 
 def run_tasks(job: Job, tasks: Sequence[Task], total: int, max_rejected: float) -> tuple[list[Task], Counter[str]]:
@@ -33,10 +35,8 @@ def run_tasks(job: Job, tasks: Sequence[Task], total: int, max_rejected: float) 
     Raises:
         VrrayError: as `ingest_block`; the other tasks are then given up.
     """
-    there = set(job.store.keys(PART))
-    missing = [task for task in tasks if task.key not in there]
-    finished = {task.key for task in tasks} & there
-    counts = _counted(job.store, finished)
+    counts, finished = _found(job, {task.key for task in tasks} & set(job.store.keys(PART)))
+    missing = [task for task in tasks if task.key not in finished]
     run = _run_on_ray if len(missing) > _IN_PROCESS else _run_here
     with _Progress(total, counts["records"], bar=len(missing) > _IN_PROCESS) as progress:
         for task, counted in run(job, missing):
@@ -48,12 +48,34 @@ def run_tasks(job: Job, tasks: Sequence[Task], total: int, max_rejected: float) 
     return [task for task in tasks if task.key in finished], counts
 
 
-def _counted(store: Store, keys: set[str]) -> Counter[str]:
+def readable(images: Images, name: str) -> bool:
+    """Whether an image can be used by now."""
+    try:
+        check_image(images.read(name), name)
+    except DataError:
+        return False
+    return True
+
+
+def _found(job: Job, keys: set[str]) -> tuple[Counter[str], set[str]]:
+    """What is in the store of an earlier start, without blocks that refused an image which can be used by now."""
+
+    def look(key: str) -> dict[str, Any] | None:
+        info = job.store.describe(PART, key)
+        if info["unreadable"]:
+            with job.store.open(PART, key) as folder:
+                names = json.loads((folder / UNREADABLE).read_text())[:RECHECKED]
+            if any(readable(job.images, name) for name in names):
+                job.store.delete(PART, key)
+                return None
+        return info
+
     counts: Counter[str] = Counter()
     with ThreadPoolExecutor(_READERS) as pool:
-        for info in pool.map(lambda key: store.describe(PART, key), keys):
-            counts.update(info["counts"])
-    return counts
+        found = {key: info for key, info in zip(keys, pool.map(look, keys), strict=True) if info is not None}
+    for info in found.values():
+        counts.update(info["counts"])
+    return counts, set(found)
 
 
 def _run_here(job: Job, tasks: Sequence[Task]) -> Iterator[tuple[Task, Mapping[str, int]]]:

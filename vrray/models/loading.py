@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     LlavaConfig,
@@ -65,7 +66,7 @@ def resolve_model(model: str) -> Path:
     """The local directory of a preset (built, downloaded or converted on first use), a model directory, or a hub id.
 
     Raises:
-        ModelError: there is no such model, or it is not of the LLaVA family, or it cannot be downloaded.
+        ModelError: there is no such model, or its family is not supported, or it cannot be downloaded.
     """
     preset = next((preset for preset in presets() if preset.name == model), None)
     if preset is not None:
@@ -190,14 +191,15 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32, attention: str | 
 
 
 def load_processor(path: Path) -> Any:
-    """The processor (tokenizer, image processor, chat template) of a model directory.
+    """The processor (tokenizer, image processor, chat template) of a model directory, giving one view of an image.
 
     Raises:
-        ModelError: a part of it is missing.
+        ModelError: a part of it is missing, or a package that it needs.
     """
     try:
+        processor = AutoProcessor.from_pretrained(path)
         # With torchvision installed, another backend would be taken, whose pixels differ from the original ones.
-        processor = AutoProcessor.from_pretrained(path, backend="pil")
+        processor.image_processor = AutoImageProcessor.from_pretrained(path, backend="pil")
     except (ImportError, OSError, ValueError) as error:
         raise ModelError(f"{path} has no usable processor: {error}") from error
     if not processor.chat_template:

@@ -20,6 +20,7 @@ from vrray.data.rows import KIND as ROWS
 from vrray.data.rows import Rows
 from vrray.data.tasks import TaskExamples
 from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, rank_layers, summarise, write_records
+from vrray.models.family import vision_tower
 from vrray.pruning import pruned
 from vrray.region import Region
 from vrray.sweep.jobs import FeaturesJob, TrialJob, VariantsJob
@@ -33,7 +34,7 @@ from vrray.variant import Delta, applied
 
 
 def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> None:
-    vision = workspace.model.model.vision_tower
+    vision = vision_tower(workspace.model)
     config = AutoConfig.from_pretrained(job.model_path)
     processor, images = workspace.processor.image_processor, _with_embedded(workspace, job.images, job.embedded)
     share = job.chunks[workspace.rank :: workspace.world]

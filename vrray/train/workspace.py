@@ -15,6 +15,7 @@ import torch.distributed as dist
 from vrray.data.chunks import FeatureChunk
 from vrray.data.features import CachedFeatures, LiveFeatures
 from vrray.data.images import Images
+from vrray.models.family import vision_tower
 from vrray.models.kernels import choose_attention, fuse_kernels
 from vrray.models.loading import load_model, load_processor
 from vrray.store import Store
@@ -56,7 +57,7 @@ class Workspace:
 
     def use_live(self, images: Images, shape: tuple[int, int]) -> None:
         """Compute features from the images when they are asked for."""
-        tower, config = self.model.model.vision_tower, self.model.config
+        tower, config = vision_tower(self.model), self.model.config
         self._take(LiveFeatures(images, shape, tower, config, self.processor.image_processor), images)
 
     def _take(self, features: CachedFeatures | LiveFeatures, source: object) -> None:
