@@ -36,8 +36,10 @@ def interrupted(storage: Path) -> tuple[int, str, float]:
         if line.startswith("trials: about"):
             process.send_signal(signal.SIGINT)
     status = process.wait(timeout=120)
-    (marker,) = storage.glob("delta/*/COMMITTED.json")
-    return status, "".join(lines), marker.stat().st_mtime
+    # On a slow machine the first trial's training may end while the driver does.
+    committed = sorted(marker.stat().st_mtime for marker in storage.glob("delta/*/COMMITTED.json"))
+    assert 1 <= len(committed) < 3
+    return status, "".join(lines), committed[0]
 
 
 @pytest.fixture(scope="module")
