@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -37,13 +36,15 @@ def ours(work: Work) -> dict[str, Any]:
     """vrray on a local Ray, which is started before the clock."""
     import ray
 
-    options = {"logging_level": logging.WARNING, "log_to_driver": False, "include_dashboard": False}
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
-        ray.init(num_cpus=CPUS, _temp_dir=scratch, **options)
-        try:
-            return ours_again(work)
-        finally:
-            ray.shutdown()
+    # Below the benchmark's own folder, which is removed in the end, also when this process is killed.
+    scratch = str(work.target.parent / "ray")
+    ray.init(
+        num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING, _temp_dir=scratch
+    )
+    try:
+        return ours_again(work)
+    finally:
+        ray.shutdown()
 
 
 def ours_again(work: Work) -> dict[str, Any]:
