@@ -61,9 +61,13 @@ class WorkerGroups:
             return
         if error is None:
             ray.get(self._desk.close.remote())
-            for thread in self._threads:
-                thread.join(timeout=60)
+            self._join(60)
         ray.kill(self._desk)
+        self._join(10)  # Ray may be shut down next, which must not happen below a thread that uses it
+
+    def _join(self, seconds: float) -> None:
+        for thread in self._threads:
+            thread.join(timeout=seconds)
 
     def _keep_serving(self) -> None:
         workers, again = self._spec.workers, True
