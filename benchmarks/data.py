@@ -75,7 +75,7 @@ def _speed(work: Work, count: int, rounds: int, *, peer: bool) -> None:
             for field in ("cpu_seconds", "driver_mib", "worker_mib", "bytes", "again")
         )
         middle, spread = f"{statistics.median(rates):.0f}", f"{min(rates):.0f}-{max(rates):.0f}"
-        cells = (f"{cpu / count * 1000:.2f}", f"{driver:.0f}", f"{worker:.0f}", f"{size / count:.0f}", f"{again:.2f}")
+        cells = (f"{cpu / count * 1000:.2f}", f"{driver:.0f}", f"{worker:.0f}", f"{size / count:.0f}", f"{again:.3f}")
         _row(name, middle, spread, *cells)
     if peer:
         ratios = [one["seconds"] / other["seconds"] for one, other in zip(*reversed(results.values()), strict=True)]

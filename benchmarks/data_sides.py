@@ -198,6 +198,7 @@ def _below(pid: int) -> list[int]:
 
 
 def _answer(function: Callable[[Work], dict[str, Any]], work: Work, pipe: Connection) -> None:
+    os.dup2(2, 1)  # what a side says about its progress belongs in no table
     try:
         pipe.send(function(work))
     except Exception:

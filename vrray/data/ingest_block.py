@@ -106,13 +106,13 @@ def ingest_block(job: Job, task: Task, seen: dict[str, str]) -> dict[str, int]:
     names = {image for chosen in wanted for image in chosen.record.images}
     names |= {example.image for example in held if example.image is not None and example.split != "train"}
     refused = _check_images(job.images, sorted(names), part, seen)
-    processor = _processor(job.spec.model_path)
     options: dict[str, Any] = {"template": job.spec.template, "max_length": job.spec.max_length}
     for chosen in wanted:
         try:
             for image in chosen.record.images:
                 if image in refused:
                     raise refused[image]
+            processor = _processor(job.spec.model_path)
             row, cut = encode_record(chosen.record, processor, job.spec.image_tokens, **options)
         except DataError as error:
             _reject(part, source, chosen.number, chosen.record, error)

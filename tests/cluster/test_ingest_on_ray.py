@@ -28,15 +28,15 @@ pytestmark = pytest.mark.ray
 RECORDS = 10_000
 
 
-def write_records(path: Path, answer: str = "red", answers: int = RECORDS) -> None:
-    """A JSON list of short conversations; those behind the first `answers` have no answer."""
+def write_records(path: Path, answer: str = "red") -> None:
+    """A JSON list of short conversations, without answers where none is given."""
     records = [
         {
             "id": str(number),
             "conversations": [
                 {"from": "human", "value": f"What is {number}?"},
                 {"from": "gpt", "value": f"{answer} " * (1 + number % 5)},
-            ][: 2 if number < answers else 1],
+            ][: 2 if answer else 1],
         }
         for number in range(RECORDS)
     ]
@@ -61,7 +61,7 @@ class Resumed:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     write_records(folder / "records.json")
-    write_records(folder / "damaged.json", answers=2000)
+    write_records(folder / "damaged.json", answer="")
     write_records(folder / "changing.json", answer="blue")
     return folder
 
