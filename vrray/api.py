@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vrray.errors import SpecError
 from vrray.specs import FinetuneSpec, PretrainSpec, RunSpec, SweepSpec
-from vrray.store import Store
+from vrray.store import Store, read_parquet
 
 
 class Sweep:
@@ -24,8 +23,7 @@ class Sweep:
         self._store, self.name = Store(storage), name
         self.folder = self._store.location("sweeps", name)
         data = self._store.read_bytes(f"sweeps/{name}/table.parquet")
-        # Not read_table: its threads may hold Python objects for longer than a short process lives, and abort it.
-        self.table: pa.Table = pq.ParquetFile(pa.BufferReader(data)).read()
+        self.table = read_parquet(pa.BufferReader(data))
 
     def best(self) -> dict[str, Any]:
         """The row with the highest visual score on the select split."""

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from vrray.errors import StoreError
@@ -90,7 +92,7 @@ class Store:
             if not path.is_file():
                 raise StoreError(f"artefact {kind}/{key}: {path.name} is not a plain file")
             self._copy_in(path, self._path(kind, key, attempt, path.name))
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         marker = {"attempt": attempt, "files": files, "info": info}
         self.write_text(f"{kind}/{key}/{MARKER}", json.dumps(marker, indent=1, sort_keys=True))
 
@@ -134,7 +136,7 @@ class Store:
         try:
             for name, expected in marker["files"].items():
                 self._copy_out(f"{source}/{name}", scratch / name)
-                if _sha256(scratch / name) != expected["sha256"]:
+                if file_sha256(scratch / name) != expected["sha256"]:
                     raise self._damaged(kind, key, name, "another SHA-256", marker["attempt"])
             yield scratch
         finally:
@@ -241,6 +243,13 @@ class Store:
                 write.write(chunk)
 
 
-def _sha256(path: Path) -> str:
+def read_parquet(source: Path | pa.BufferReader) -> pa.Table:
+    """All rows of a small Parquet file."""
+    # Not pq.read_table: its threads may hold Python objects for longer than a short process lives, and abort it.
+    return pq.ParquetFile(source).read()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content: 64 hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -781,16 +781,16 @@ def test_the_hash_of_a_large_file_is_remembered_until_it_changes(
 ) -> None:
     hashed = []
 
-    def _content_hash(path: Path) -> str:
+    def file_sha256(path: Path) -> str:
         hashed.append(path)
-        return content_hash(path)
+        return compute(path)
 
-    content_hash = files._content_hash
+    compute = files.file_sha256
     path = write_list(tmp_path / "a.json", plain_rows(3))
     small = source_identity(path)
     monkeypatch.setenv("VRRAY_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(files, "_LARGE", path.stat().st_size)
-    monkeypatch.setattr(files, "_content_hash", _content_hash)
+    monkeypatch.setattr(files, "file_sha256", file_sha256)
     assert [source_identity(path) for _ in range(3)] == [small] * 3
     assert hashed == [path]
     path.write_bytes(path.read_bytes().replace(b"Is", b"is"))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from vrray.data.records import IMAGE_PLACEHOLDER, Record
 from vrray.data.tasks import Ability, Example, Metric, Split, Task, TaskExamples, prior_floor
 from vrray.errors import DataError
+from vrray.store import read_parquet
 
 SHARE = 0.1  # of the images, for each held-out split
 _FILE = "examples.parquet"
@@ -120,8 +121,7 @@ def write_candidates(folder: Path, candidates: Iterable[Candidate]) -> None:
 
 
 def read_candidates(folder: Path) -> list[Candidate]:
-    # Not read_table: its threads may hold Python objects for longer than a short process lives, and abort it.
-    return [Candidate(**row) for row in pq.ParquetFile(folder / _FILE).read().to_pylist()]
+    return [Candidate(**row) for row in read_parquet(folder / _FILE).to_pylist()]
 
 
 def _split(place: float) -> Literal["train", "select", "test"]:

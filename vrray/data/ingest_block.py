@@ -25,7 +25,7 @@ from vrray.data.records import Record, parse_record
 from vrray.data.rows import Row, to_batch, write_batches
 from vrray.data.sources import REJECTED, Block, read_block, rejection
 from vrray.errors import DataError
-from vrray.store import Store
+from vrray.store import Store, read_parquet
 
 PART = "rows-part"
 # The files of a part.
@@ -167,18 +167,12 @@ def write_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
 
 
 def read_hashes(folder: Path) -> dict[str, str]:
-    names, hashes = (column.to_pylist() for column in pq.ParquetFile(folder / HASHES).read().columns)
+    names, hashes = (column.to_pylist() for column in read_parquet(folder / HASHES).columns)
     return dict(zip(names, hashes, strict=True))
 
 
 def write_refusals(target: Any, rejected: Sequence[Mapping[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(rejected, REJECTED), target)
-
-
-def read_table(path: Path) -> list[dict[str, Any]]:
-    # Not read_table: its threads may hold Python objects for longer than a short process lives, and abort it.
-    rows: list[dict[str, Any]] = pq.ParquetFile(path).read().to_pylist()
-    return rows
 
 
 @dataclass

@@ -24,12 +24,11 @@ from vrray.data.ingest_block import (
     Job,
     Task,
     read_hashes,
-    read_table,
     write_hashes,
 )
 from vrray.data.rows import Rows, read_batches, write_batches, write_order
 from vrray.errors import DataError
-from vrray.store import Store
+from vrray.store import Store, read_parquet
 
 
 @dataclass
@@ -95,7 +94,7 @@ def _read_each(store: Store, parts: Parts) -> Iterator[Candidate]:
         with store.open(PART, task.key) as folder:
             parts.ranks.append(np.load(folder / RANKS, allow_pickle=False))
             parts.hashes.update(read_hashes(folder))
-            parts.rejected += read_table(folder / REFUSALS)
+            parts.rejected += read_parquet(folder / REFUSALS).to_pylist()
             parts.unreadable += json.loads((folder / UNREADABLE).read_text())
             if (folder / BLOBS).is_file():
                 parts.embedded.append(task)

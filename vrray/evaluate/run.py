@@ -20,6 +20,7 @@ from vrray.data.tasks import Example, Metric, TaskExamples
 from vrray.evaluate.answer import answer_likelihoods, calibration_batches, choose_options, generate_answers
 from vrray.metrics import exact_match, mean_interval
 from vrray.scores import AngularDistance, LayerScores
+from vrray.store import read_parquet
 from vrray.train.workspace import Workspace
 
 _LATENCY_TOKENS = 10
@@ -125,7 +126,7 @@ def write_records(folder: Path, records: Sequence[Answered]) -> None:
 
 
 def read_records(folder: Path) -> list[Answered]:
-    return [Answered(**row) for row in pq.read_table(folder / "examples.parquet").to_pylist()]
+    return [Answered(**row) for row in read_parquet(folder / "examples.parquet").to_pylist()]
 
 
 def summarise(records: Sequence[Answered], tasks: Sequence[TaskExamples]) -> dict[str, Any]:

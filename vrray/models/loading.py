@@ -31,6 +31,7 @@ from vrray.models.hub import converted_model, download_config, download_model, i
 from vrray.models.original import read_json
 from vrray.models.presets import Conversation, Preset, find_preset, presets
 from vrray.models.smol import build_smol
+from vrray.store import file_sha256
 
 LAYERS, PROJECTOR = LLAVA.layers, LLAVA.projector
 _TOWERS = {f"{family.tower.rpartition('.')[2]}." for family in FAMILIES.values()}
@@ -258,7 +259,7 @@ def base_identity(path: Path) -> str:
         "tokenizer.json",
     ]
     files = [path / name for name in names if (path / name).is_file()] + _weight_files(path)
-    return _digest(f"{file.name}={remembered(file, _file_hash)};" for file in files)
+    return _digest(f"{file.name}={remembered(file, file_sha256)};" for file in files)
 
 
 def tower_identity(path: Path) -> str:
@@ -285,11 +286,6 @@ def _weight_files(path: Path) -> list[Path]:
     if not files:
         raise ModelError(f"{path} has no *.safetensors; convert its weights to safetensors first")
     return files
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _tower_hash(path: Path) -> str:

@@ -19,6 +19,7 @@ from pyarrow import fs as pafs
 from vrray.data.formats.blocks import one_line
 from vrray.errors import DataError
 from vrray.home import remembered
+from vrray.store import file_sha256
 
 MAX_FILES = 100_000
 _LARGE = 16 << 20  # bytes of a local file whose hash is remembered
@@ -144,14 +145,9 @@ def _digest(location: str) -> str:
     with reading(location):
         filesystem, path = _filesystem(location)
         if filesystem.type_name == "local" and os.path.getsize(path) >= _LARGE:
-            return remembered(Path(path), _content_hash)
+            return remembered(Path(path), file_sha256)
         with filesystem.open_input_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _content_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _split(location: str) -> tuple[str, str]:
