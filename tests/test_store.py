@@ -12,17 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import RemoteStore
 
 from vrray.errors import StoreError
 from vrray.store import MARKER, Store, content_key
-
-
-class RemoteStore(Store):
-    """A store that behaves as one on S3 does, over a local folder."""
-
-    @property
-    def is_local(self) -> bool:
-        return False
 
 
 def writing(**contents: str) -> Callable[[Path], None]:
@@ -104,6 +97,13 @@ def test_a_crash_before_the_marker_leaves_nothing_visible(store: Store, monkeypa
     store.put("kind", "k", writing(a="second"))
     with store.open("kind", "k") as folder:
         assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "second"}
+
+
+def test_only_the_files_that_are_wanted_are_downloaded(store: Store) -> None:
+    store.put("kind", "k", writing(a="first", b="second"))
+    with store.open("kind", "k", only=["b.txt"]) as folder:
+        assert (folder / "b.txt").read_text() == "second"
+        assert (folder / "a.txt").exists() == store.is_local
 
 
 def cut(path: Path) -> None:

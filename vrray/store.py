@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,13 @@ class Store:
         return [name for name, marker in zip(names, markers, strict=True) if marker.type == pafs.FileType.File]
 
     @contextmanager
-    def open(self, kind: str, key: str) -> Iterator[Path]:
+    def open(self, kind: str, key: str, only: Collection[str] | None = None) -> Iterator[Path]:
         """A local folder with the artefact's files, to read: in place when local, else a verified download.
 
         An artefact that is found damaged loses its marker, so that the next run rebuilds it.
+
+        Args:
+            only: names of the files that are wanted, which alone are downloaded; None for all.
 
         Raises:
             StoreError: there is no complete artefact, or a file is not what was committed (checked by size, and by hash
@@ -135,6 +138,8 @@ class Store:
         scratch = Path(tempfile.mkdtemp(prefix="vrray-"))
         try:
             for name, expected in marker["files"].items():
+                if only is not None and name not in only:
+                    continue
                 self._copy_out(f"{source}/{name}", scratch / name)
                 if file_sha256(scratch / name) != expected["sha256"]:
                     raise self._damaged(kind, key, name, "another SHA-256", marker["attempt"])

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import IMAGE_TOKENS, draw_photos
+from tiny import IMAGE_TOKENS, RemoteStore, draw_photos
 
 from vrray.data.held_out import held_out_tasks
 from vrray.data.images import Images
-from vrray.data.ingest import BLOCK_ROWS, Ingested, candidates_in, embedded_images, image_hashes, ingest
+from vrray.data.ingest import BLOCK_ROWS, Ingested, candidates_in, image_hashes, ingest, with_embedded
 from vrray.data.ingest_block import PART, Choice, RowSpec, Source
 from vrray.data.rows import KIND, Rows
 from vrray.errors import DataError
@@ -272,16 +273,18 @@ def test_too_little_data_to_hold_out_says_so(tmp_path: Path, tiny_model: Path, s
         held_out_tasks(candidates_in(store, made.key), "select", 5)
 
 
-def test_embedded_images_come_along(tmp_path: Path, tiny_model: Path, store: Store, photos: list[str]) -> None:
-    import pyarrow as pa
-
+@pytest.mark.parametrize("make", [Store, RemoteStore])
+def test_embedded_images_come_along(
+    tmp_path: Path, tiny_model: Path, photos: list[str], make: Callable[[Path], Store]
+) -> None:
+    store = make(tmp_path / "store")
     data = [(tmp_path / "photos" / name).read_bytes() for name in photos[:6]]
     said = [record(n, name)["conversations"] for n, name in enumerate(photos[:6])]
     columns = {"id": [str(n) for n in range(6)], "image": [{"bytes": d, "path": None} for d in data]}
     pq.write_table(pa.table({**columns, "conversations": said}), tmp_path / "a.parquet")
     source = Source(str(tmp_path / "a.parquet"))
     made = ingested(tmp_path, tiny_model, store, source, choice=Choice(in_order=True))
-    images = Images({}, embedded_images(store, [made.key]))
+    images = with_embedded(store, Images({}), [made.key])
     with store.open(KIND, made.key) as folder:
         rows = list(Rows(folder))
     assert [images.read(row.images[0]) for row in rows] == data

@@ -19,7 +19,7 @@ from vrray.errors import DataError
 from vrray.store import read_parquet
 
 SHARE = 0.1  # of the images, for each held-out split
-_FILE = "examples.parquet"
+FILE = "examples.parquet"
 _REFERENCE = 10  # training questions kept for each held-out one, to guess from
 _SHORT_WORDS, _SHORT_SHARE = 3, 0.8
 _SCHEMA = pa.schema(
@@ -117,11 +117,11 @@ _SCORED = {
 
 def write_candidates(folder: Path, candidates: Iterable[Candidate]) -> None:
     rows: list[dict[str, Any]] = [asdict(candidate) for candidate in candidates]
-    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), folder / _FILE)
+    pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), folder / FILE)
 
 
 def read_candidates(folder: Path) -> list[Candidate]:
-    return [Candidate(**row) for row in read_parquet(folder / _FILE).to_pylist()]
+    return [Candidate(**row) for row in read_parquet(folder / FILE).to_pylist()]
 
 
 def _split(place: float) -> Literal["train", "select", "test"]:

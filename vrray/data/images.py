@@ -94,11 +94,19 @@ class Images:
                 self._opened[root] = pafs.FileSystem.from_uri(root)
             return self._opened[root]
 
-    def _read_embedded(self, name: str) -> bytes:
+    def mapped(self) -> Images:
+        """The same, with its embedded images mapped already, so that their files need not stay."""
+        self._map()
+        return self
+
+    def _map(self) -> Blobs:
         with self._lock:
             if self._mapped is None:
                 self._mapped = Blobs(self.blobs)
-        data = self._mapped.get(name)
+            return self._mapped
+
+    def _read_embedded(self, name: str) -> bytes:
+        data = self._map().get(name)
         if data is None:
             where = ", ".join(self.blobs) or "none is given"
             raise DataError(f"image {name!r} cannot be read: it is not in the files of embedded images ({where})")

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from vrray.data.held_out import FILE as CANDIDATES
 from vrray.data.held_out import Candidate, read_candidates
 from vrray.data.images import Images
-from vrray.data.ingest_block import BLOBS, PART, Choice, Job, RowSpec, Source, Task, read_hashes, write_refusals
+from vrray.data.ingest_block import BLOBS, HASHES, PART, Choice, Job, RowSpec, Source, Task, read_hashes, write_refusals
 from vrray.data.ingest_join import Parts, join_parts, read_parts
 from vrray.data.ingest_run import RECHECKED, readable, run_tasks
 from vrray.data.rows import KIND
@@ -108,24 +110,24 @@ def ingest(
 
 def candidates_in(store: Store, key: str) -> list[Candidate]:
     """The held-out examples of ingested rows, and training questions to compare guesses with."""
-    with store.open(KIND, key) as folder:
+    with store.open(KIND, key, only=[CANDIDATES]) as folder:
         return read_candidates(folder)
 
 
 def image_hashes(store: Store, key: str) -> dict[str, str]:
     """The images of ingested rows and their held-out examples by name, each with its content hash."""
-    with store.open(KIND, key) as folder:
+    with store.open(KIND, key, only=[HASHES]) as folder:
         return read_hashes(folder)
 
 
-def embedded_images(store: Store, keys: Iterable[str]) -> list[str]:
-    """Local files of the images that came embedded with ingested rows, for `Images`."""
-    files = []
-    for key in keys:
-        if store.describe(KIND, key)["embedded"]:
-            with store.open(KIND, key) as folder:
-                files.append(str(folder / BLOBS))
-    return files
+def with_embedded(store: Store, images: Images, keys: Sequence[str]) -> Images:
+    """The images and those that came embedded with the rows of `keys`, for this process: they are mapped into memory.
+
+    A mapping outlives the name of its file, which may be that of a download.
+    """
+    with ExitStack() as stack:
+        folders = [stack.enter_context(store.open(KIND, key, only=[BLOBS])) for key in keys]
+        return Images(images.roots, [folder / BLOBS for folder in folders]).mapped()
 
 
 def _known(store: Store, index: str, images: Images) -> Ingested | None:

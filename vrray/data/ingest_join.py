@@ -26,7 +26,7 @@ from vrray.data.ingest_block import (
     read_hashes,
     write_hashes,
 )
-from vrray.data.rows import Rows, read_batches, write_batches, write_order
+from vrray.data.rows import FILES, Rows, read_batches, write_batches, write_order
 from vrray.errors import DataError
 from vrray.store import Store, read_parquet
 
@@ -105,7 +105,7 @@ def _read_each(store: Store, parts: Parts) -> Iterator[Candidate]:
 def _kept_batches(store: Store, parts: Parts, kept: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
     start = 0
     for task in parts.tasks:
-        with store.open(PART, task.key) as folder:
+        with store.open(PART, task.key, only=FILES) as folder:
             for batch in read_batches(folder):
                 yield batch.filter(pa.array(kept[start : start + batch.num_rows]))
                 start += batch.num_rows
@@ -113,7 +113,7 @@ def _kept_batches(store: Store, parts: Parts, kept: NDArray[np.bool_]) -> Iterat
 
 def _used_blobs(store: Store, parts: Parts, used: Container[str]) -> Iterator[tuple[str, bytes]]:
     for task in parts.embedded:
-        with store.open(PART, task.key) as folder:
+        with store.open(PART, task.key, only=[BLOBS]) as folder:
             yield from (item for item in read_blobs(folder / BLOBS) if item[0] in used)
 
 

@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
 )
 _FILE = "rows.arrow"
 _ORDER = "order.npy"
+FILES = (_FILE, _ORDER)
 _BATCH = 2048
 
 

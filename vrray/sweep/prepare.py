@@ -14,7 +14,7 @@ import torch
 from vrray.data.chunks import FeatureChunk, plan_chunks
 from vrray.data.demo import DemoData, build_demo
 from vrray.data.formats import files
-from vrray.data.held_out import held_out_tasks
+from vrray.data.held_out import Candidate, held_out_tasks
 from vrray.data.images import Images, content_hashes
 from vrray.data.ingest import Ingested, candidates_in, image_hashes, ingest
 from vrray.data.ingest_block import Choice, RowSpec, Source
@@ -123,7 +123,8 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
     rows = RowSpec(str(model_path), base, shape.image_tokens, template, recipe.max_length)
     data = ingest(store, sources, rows, _choice(spec, recipe), images, max_rejected=spec.max_rejected)
     captions = _captions(spec, recipe, demo, sources, rows, images, store)
-    select, test = (_tasks(spec, demo, store, data, split) for split in ("select", "test"))
+    candidates = candidates_in(store, data.key) if HELD_OUT in spec.tasks else []
+    select, test = (_tasks(spec, demo, candidates, split) for split in ("select", "test"))
     hashes = {**image_hashes(store, data.key), **image_hashes(store, captions.key)}
     trained = list(hashes)
     asked = [
@@ -241,12 +242,12 @@ def _captions(
 
 
 def _tasks(
-    spec: SweepSpec, demo: DemoData | None, store: Store, data: Ingested, split: Split
+    spec: SweepSpec, demo: DemoData | None, candidates: Sequence[Candidate], split: Split
 ) -> tuple[TaskExamples, ...]:
     groups: list[TaskExamples] = []
     for name in spec.tasks:
         if name == HELD_OUT:
-            groups += held_out_tasks(candidates_in(store, data.key), split, spec.examples)
+            groups += held_out_tasks(candidates, split, spec.examples)
             continue
         assert demo is not None
         if name not in demo.tasks:

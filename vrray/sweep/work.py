@@ -14,10 +14,9 @@ import torch.distributed as dist
 from transformers import AutoConfig
 
 from vrray.data.features import compute_chunks
-from vrray.data.images import Images
-from vrray.data.ingest import embedded_images
+from vrray.data.ingest import with_embedded
+from vrray.data.rows import FILES, Rows
 from vrray.data.rows import KIND as ROWS
-from vrray.data.rows import Rows
 from vrray.data.tasks import TaskExamples
 from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, rank_layers, summarise, write_records
 from vrray.models.family import vision_tower
@@ -36,7 +35,7 @@ from vrray.variant import Delta, applied
 def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> None:
     vision = vision_tower(workspace.model)
     config = AutoConfig.from_pretrained(job.model_path)
-    processor, images = workspace.processor.image_processor, _with_embedded(workspace, job.images, job.embedded)
+    processor, images = workspace.processor.image_processor, with_embedded(workspace.store, job.images, job.embedded)
     share = job.chunks[workspace.rank :: workspace.world]
     compute_chunks(share, images, vision, config, processor, workspace.store)
     dist.barrier()
@@ -73,12 +72,7 @@ def _use_features(workspace: Workspace, site: Site) -> None:
     if site.chunks:
         workspace.use_cached(site.chunks)
     else:
-        workspace.use_live(_with_embedded(workspace, site.images, site.embedded), site.feature_shape)
-
-
-def _with_embedded(workspace: Workspace, images: Images, keys: Sequence[str]) -> Images:
-    """The images with those that came embedded with some rows, on this worker."""
-    return Images(images.roots, embedded_images(workspace.store, keys))
+        workspace.use_live(with_embedded(workspace.store, site.images, site.embedded), site.feature_shape)
 
 
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
@@ -160,5 +154,5 @@ def _evaluate_plan(
 
 
 def _open_rows(workspace: Workspace, key: str) -> Rows:
-    with workspace.store.open(ROWS, key) as folder:
+    with workspace.store.open(ROWS, key, only=FILES) as folder:
         return Rows(folder)  # a mapping outlives the file's name
