@@ -41,7 +41,8 @@ from vrray.data.records import read_records
 from vrray.data.rows import Row, Rows
 from vrray.errors import SpecError
 from vrray.home import vrray_home
-from vrray.models.loading import LAYERS, PROJECTOR, load_model, load_processor, model_shape, resolve_model
+from vrray.models.family import LLAVA
+from vrray.models.loading import load_model, load_processor, model_shape, resolve_model
 from vrray.region import place
 from vrray.specs import RECIPES, Recipe
 from vrray.train.workspace import forget_peak, peak_mib
@@ -144,8 +145,8 @@ def _trainable_model(path: Path, mode: str, layers: Sequence[int], recipe: Recip
     lvlm: Any = load_model(path, torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
     lvlm.config.text_config.use_cache = False
     lvlm.model.vision_tower.forward = torch.no_grad()(lvlm.model.vision_tower.forward)
-    parts = [lvlm.get_submodule(PROJECTOR)]
-    paths = [f"{LAYERS}.{index}" for index in layers]
+    parts = [lvlm.get_submodule(LLAVA.projector)]
+    paths = [f"{LLAVA.layers}.{index}" for index in layers]
     if mode == "full":
         parts += [lvlm.get_submodule(path) for path in paths]
     else:
@@ -174,9 +175,9 @@ def _linear_layers(model: nn.Module, paths: Sequence[str]) -> list[str]:
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in trained.items() if PROJECTOR not in name]},
+        {"params": [parameter for name, parameter in trained.items() if LLAVA.projector not in name]},
         {
-            "params": [parameter for name, parameter in trained.items() if PROJECTOR in name],
+            "params": [parameter for name, parameter in trained.items() if LLAVA.projector in name],
             "lr": recipe.projector_learning_rate,
         },
     ]

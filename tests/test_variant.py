@@ -14,7 +14,8 @@ import torch
 from tiny import DEPTH
 
 from vrray.errors import ModelError, PruningError, StoreError
-from vrray.models.loading import LAYERS, PROJECTOR, base_identity, load_model
+from vrray.models.family import LLAVA
+from vrray.models.loading import base_identity, load_model
 from vrray.pruning import remove_layers
 from vrray.region import Region, place
 from vrray.specs import Recipe
@@ -24,7 +25,7 @@ from vrray.variant import DELTA, Delta, applied, apply_delta, load_variant, merg
 
 REGION = place("1,4", DEPTH)
 IDS = torch.tensor([[1, 40, 50, 60, 70, 2, 30, 90]])
-UP = f"{LAYERS}.4.mlp.up_proj.weight"
+UP = f"{LLAVA.layers}.4.mlp.up_proj.weight"
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def with_tensor(delta: Delta, name: str, *shape: int) -> Delta:
     [
         ("full", lambda d: replace(d, base="other"), "belongs to base other, this base is base"),
         ("full", lambda d: without(d, UP), rf"missing \['{UP}'\], unexpected \[\]"),
-        ("full", lambda d: without(d, f"{PROJECTOR}.linear_1.bias"), r"missing \['.*linear_1\.bias'\]"),
+        ("full", lambda d: without(d, f"{LLAVA.projector}.linear_1.bias"), r"missing \['.*linear_1\.bias'\]"),
         ("full", lambda d: with_tensor(d, "lm_head.weight", 2), r"missing \[\], unexpected \['lm_head\.weight'\]"),
         ("full", lambda d: with_tensor(d, UP.replace(".4.", ".3."), 64, 32), r"unexpected \['.*layers\.3\.mlp"),
         (

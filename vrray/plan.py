@@ -37,7 +37,6 @@ _CHOICES: tuple[tuple[Literal[0, 1, 2, 3], Literal["resident", "partitioned"]], 
     (3, "resident"),
     (3, "partitioned"),
 )
-_FEATURE_BYTES = 2  # stored in float16
 _THOUSAND = 1000
 
 
@@ -98,7 +97,7 @@ class Plan:
 
     def features(self, images: int) -> int:
         """Bytes of the stored vision features of so many images."""
-        return images * self.shape.image_tokens * self.shape.tower_width * _FEATURE_BYTES
+        return images * self.shape.feature_bytes
 
     def fits(self, memory: MemoryEstimate) -> Literal["yes", "tight", "no"]:
         """Tight: it may run, but `auto` prefers what leaves a tenth of the memory free."""

@@ -12,7 +12,8 @@ from peft.tuners.lora import LoraLayer
 from tiny import DEPTH, text_config, tiny_lvlm
 from torch import nn
 
-from vrray.models.loading import LAYERS, PROJECTOR, load_model
+from vrray.models.family import LLAVA
+from vrray.models.loading import load_model
 from vrray.region import Region, place
 from vrray.specs import Recipe
 from vrray.train.trainable import choose_trainable, delta_name, frozen_as_buffers, tower_aside
@@ -38,7 +39,9 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("region", [place("1", DEPTH), place("0,5", DEPTH), place("all", DEPTH), Region.none(DEPTH)])
 def test_the_region_and_the_projector_train(model: Any, region: Region) -> None:
-    wanted = re.compile(rf"{re.escape(LAYERS)}\.({'|'.join(map(str, region)) or 'none'})\.|{re.escape(PROJECTOR)}\.")
+    wanted = re.compile(
+        rf"{re.escape(LLAVA.layers)}\.({'|'.join(map(str, region)) or 'none'})\.|{re.escape(LLAVA.projector)}\."
+    )
     expected = {name for name, _ in model.named_parameters() if wanted.match(name)}
     with choose_trainable(model, region, FULL) as trainable:
         assert require_gradients(model) == set(trainable.names) == expected
@@ -46,7 +49,7 @@ def test_the_region_and_the_projector_train(model: Any, region: Region) -> None:
         assert not any("vision_tower" in name for name in trainable.names)
         assert list(trainable.region) == list(region)
         for layer, names in trainable.region.items():
-            assert all(name.startswith(f"{LAYERS}.{layer}.") for name in names)
+            assert all(name.startswith(f"{LLAVA.layers}.{layer}.") for name in names)
     assert require_gradients(model) == set()
 
 
@@ -65,7 +68,7 @@ def test_adapters_sit_on_the_regions_linears_only(model: Any) -> None:
         adapted = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
         assert {name.rpartition(".")[2] for name in adapted} == LINEARS
         assert len(adapted) == len(LINEARS) * len(region)
-        assert all(name.startswith((f"{LAYERS}.1.", f"{LAYERS}.4.")) for name in adapted)
+        assert all(name.startswith((f"{LLAVA.layers}.1.", f"{LLAVA.layers}.4.")) for name in adapted)
         assert require_gradients(model) == set(trainable.names)
         assert len(trainable.names) == 4 + 2 * len(adapted)
         assert all(".lora_" in name for layer in trainable.region.values() for name in layer)
@@ -83,7 +86,7 @@ def test_lora_without_a_region_trains_the_projector(model: Any) -> None:
 
 
 def test_names_in_a_delta() -> None:
-    path = f"{LAYERS}.1.mlp.up_proj"
+    path = f"{LLAVA.layers}.1.mlp.up_proj"
     assert delta_name(f"{path}.lora_A.vrray.weight") == f"{path}.lora_A"
     assert delta_name(f"{path}.lora_B.vrray.weight") == f"{path}.lora_B"
     assert delta_name(f"{path}.weight") == f"{path}.weight"

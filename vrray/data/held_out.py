@@ -64,18 +64,14 @@ def candidates_of(
 
 def fewest(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
     """The `count` candidates of the lowest ranks for each split and kind, more of training records."""
+    most = {"train": count * _REFERENCE, "select": count, "test": count}
     groups: defaultdict[tuple[str, bool], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
-        groups[candidate.split, candidate.image is None].append(candidate)
-        most = count * (_REFERENCE if candidate.split == "train" else 1)
         group = groups[candidate.split, candidate.image is None]
-        if len(group) > 4 * most + 100:
-            group[:] = _lowest(group, most)
-    return [
-        chosen
-        for (split, _), group in sorted(groups.items())
-        for chosen in _lowest(group, count * (_REFERENCE if split == "train" else 1))
-    ]
+        group.append(candidate)
+        if len(group) > 4 * most[candidate.split] + 100:
+            group[:] = _lowest(group, most[candidate.split])
+    return [chosen for (split, _), group in sorted(groups.items()) for chosen in _lowest(group, most[split])]
 
 
 def held_out_tasks(candidates: Sequence[Candidate], split: Split, count: int) -> tuple[TaskExamples, ...]:

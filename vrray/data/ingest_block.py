@@ -38,7 +38,12 @@ _IMAGES = pa.schema([("name", pa.string()), ("hash", pa.string())])
 
 @dataclass(frozen=True)
 class Source:
-    """One data entry. Its image names get `prefix`, the name of its image folder in `Images`; weight: see `Choice`."""
+    """One data entry.
+
+    Attributes:
+        prefix: what its image names get, the name of its image folder in `Images`.
+        weight: how often its training rows are passed over in an epoch.
+    """
 
     location: str
     prefix: str = ""

@@ -26,14 +26,13 @@ from transformers import (
 from vrray.errors import ModelError
 from vrray.home import remembered, vrray_home
 from vrray.models import tower  # noqa: F401  (registers the demo's vision tower)
-from vrray.models.family import FAMILIES, LLAVA, check_supported, family_of, prepare_processor
+from vrray.models.family import FAMILIES, check_supported, family_of, prepare_processor
 from vrray.models.hub import converted_model, download_config, download_model, is_hub_id
 from vrray.models.original import read_json
-from vrray.models.presets import Conversation, Preset, find_preset, presets
+from vrray.models.presets import Conversation, Preset, find_preset, named_preset, presets
 from vrray.models.smol import build_smol
 from vrray.store import file_sha256
 
-LAYERS, PROJECTOR = LLAVA.layers, LLAVA.projector
 _TOWERS = {f"{family.tower.rpartition('.')[2]}." for family in FAMILIES.values()}
 _ORIGINAL = re.compile(r"bunny-.*|llava_llama|.*LlavaLlamaForCausalLM|Bunny.*ForCausalLM")
 
@@ -58,6 +57,11 @@ class ModelShape:
     vocabulary: int
 
     @property
+    def feature_bytes(self) -> int:
+        """Of the stored vision features of one image, in float16."""
+        return 2 * self.image_tokens * self.tower_width
+
+    @property
     def decoder(self) -> int:
         """Of the decoder with its embeddings and its head."""
         return self.total - self.tower - self.projector
@@ -69,7 +73,7 @@ def resolve_model(model: str) -> Path:
     Raises:
         ModelError: there is no such model, or its family is not supported, or it cannot be downloaded.
     """
-    preset = next((preset for preset in presets() if preset.name == model), None)
+    preset = named_preset(model)
     if preset is not None:
         return _preset_directory(preset)
     if (Path(model).expanduser() / "config.json").is_file():
@@ -86,7 +90,7 @@ def model_config(model: str) -> PreTrainedConfig:
     Raises:
         ModelError: as `resolve_model`.
     """
-    preset = next((preset for preset in presets() if preset.name == model), None)
+    preset = named_preset(model)
     if preset is not None:
         return LlavaConfig(
             text_config=dict(preset.decoder),
@@ -266,7 +270,7 @@ def tower_identity(path: Path) -> str:
     """SHA-256 over what an image's features follow from: the tower's configuration and weights, the layer that is
     read, and the preprocessing: 16 hex digits.
     """
-    config = json.loads((path / "config.json").read_text())
+    config = read_json(path / "config.json")
     settings = FAMILIES[config["model_type"]].feature_settings
     read = {name: config.get(name) for name in ("vision_config", *settings)}
     images = load_processor(path).image_processor.to_dict()

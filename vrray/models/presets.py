@@ -58,6 +58,11 @@ def presets() -> tuple[Preset, ...]:
     return _PRESETS
 
 
+def named_preset(name: str) -> Preset | None:
+    """The preset of this name; None where there is none."""
+    return next((preset for preset in _PRESETS if preset.name == name), None)
+
+
 def find_preset(model: str) -> Preset | None:
     """The preset of this name, or whose weights lie under this hub id; None where there is none."""
     name = model.partition("@")[0]

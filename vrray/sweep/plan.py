@@ -11,7 +11,7 @@ from vrray.store import Store
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.trial import DELTA, Site, Trial, is_complete
 from vrray.train.launch import Capacity
-from vrray.train.memory import trained_parameters
+from vrray.train.memory import delta_bytes, trained_parameters
 
 _STARTUP_SECONDS = 5.0  # a trial's driver and the hand-over to a group, measured on 2 cores
 
@@ -99,6 +99,5 @@ def _time_line(store: Store, prepared: Prepared, missing: Sequence[Trial], at_on
 
 
 def _delta_mib(prepared: Prepared, trials: Sequence[Trial], store: Store) -> float:
-    width = 2 if prepared.precision == "bf16" else 4
     missing = [trial for trial in trials if not store.has(DELTA, trial.key)]
-    return sum(trained_parameters(prepared.shape, trial.region, trial.recipe) for trial in missing) * width / 2**20
+    return sum(delta_bytes(prepared.shape, trial.region, trial.recipe) for trial in missing) / 2**20

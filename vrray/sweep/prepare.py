@@ -260,9 +260,9 @@ def _tasks(
 
 
 def _features(spec: SweepSpec, shape: ModelShape, images: Sequence[Sequence[str]]) -> FeaturePlan:
-    """Cache the features where they fit the budget; two bytes a value."""
+    """Cache the features where they fit the budget."""
     count = len({name for names in images for name in names})
-    gib = count * shape.image_tokens * shape.tower_width * 2 / 2**30
+    gib = count * shape.feature_bytes / 2**30
     size = f"{count} images take {gib:.2f} GiB"
     if spec.features != "auto":
         return FeaturePlan(spec.features == "cache", gib, f"as asked; {size}")
