@@ -6,11 +6,15 @@ import json
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import RemoteStore
 
@@ -368,3 +372,23 @@ def test_keys_differ_on_any_change(change: dict[str, object]) -> None:
 def test_keys_of_what_json_cannot_say_are_refused() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         content_key({"rate": float("nan")})
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts the threads that Linux lists")
+def test_reading_parquet_leaves_no_thread_behind(tmp_path: Path) -> None:
+    """A thread that frees Python's bytes after the last line of a script aborts the interpreter."""
+    pq.write_table(pa.table({f"column{number}": range(1000) for number in range(16)}), tmp_path / "table.parquet")
+    script = """
+import os, sys
+import pyarrow as pa
+from vrray.store import read_parquet
+
+data = open(sys.argv[1], "rb").read()
+before = len(os.listdir("/proc/self/task"))
+table = read_parquet(pa.BufferReader(data))
+print(table.num_columns, len(os.listdir("/proc/self/task")) - before)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "table.parquet")], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == ["16", "0"]

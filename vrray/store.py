@@ -250,8 +250,9 @@ class Store:
 
 def read_parquet(source: Path | pa.BufferReader) -> pa.Table:
     """All rows of a small Parquet file."""
-    # Not pq.read_table: its threads may hold Python objects for longer than a short process lives, and abort it.
-    return pq.ParquetFile(source).read()
+    # In this thread alone: a pool's threads let go of Python's bytes some time after the call, and abort a process
+    # that is ending by then.
+    return pq.ParquetFile(source).read(use_threads=False)
 
 
 def file_sha256(path: Path) -> str:
