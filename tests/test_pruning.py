@@ -13,12 +13,10 @@ from transformers import Qwen2Config, SmolLM3Config
 
 from vrray.errors import PruningError
 from vrray.models.loading import decoder_layers, load_model
-from vrray.pruning import nested_plans, pruned, removable, removal_counts, remove_layers
-from vrray.region import Region, place
-from vrray.scores import LayerScores
+from vrray.pruning import pruned, remove_layers
+from vrray.region import place
 
 REGION = place("0,3", DEPTH)
-SCORES = LayerScores("s", (0.0, 0.5, 0.1, 0.0, 0.4, 0.2), (0.0,) * DEPTH, 8)
 PLANS = [(1, 5), (1, 2, 4, 5)]
 
 
@@ -58,44 +56,6 @@ def logits(model: Any) -> torch.Tensor:
     return model(**asked(model)).logits
 
 
-def test_what_lies_outside_the_region_may_go() -> None:
-    assert removable(REGION) == (1, 2, 4, 5)
-    assert removable(Region.none(4)) == (0, 1, 2, 3)
-
-
-def test_all_layer_tuning_lets_any_layer_go() -> None:
-    everything = place("all", DEPTH)
-    assert removable(everything) == tuple(range(DEPTH))
-    assert removal_counts([0, 5], everything) == [0, 5]
-    assert nested_plans(SCORES, everything, [2]) == [(0, 3)]
-
-
-def test_plans_are_nested_and_spare_the_region() -> None:
-    assert nested_plans(SCORES, REGION, [0, 1, 2, 4]) == [(), (2,), (2, 5), (1, 2, 4, 5)]
-
-
-@pytest.mark.parametrize(
-    ("prune", "counts"), [([2, 0, 2, 1], [0, 1, 2]), ([0.5, 3], [0, 3]), ([0.3, 0.0], [0, 2]), ([1, 0.1], [0, 1])]
-)
-def test_amounts_become_counts(prune: list[int | float], counts: list[int]) -> None:
-    assert removal_counts(prune, REGION) == counts
-
-
-@pytest.mark.parametrize(("depth", "fraction", "count"), [(30, 0.35, 11), (50, 0.29, 15), (6, 0.25, 2)])
-def test_fractions_are_rounded_as_those_of_placements_are(depth: int, fraction: float, count: int) -> None:
-    assert removal_counts([fraction], Region.none(depth)) == [0, count]
-    assert len(place("uniform", depth, fraction)) == count
-
-
-@pytest.mark.parametrize(("region", "most"), [(REGION, 4), (place("all", DEPTH), 5), (Region.none(DEPTH), 5)])
-def test_too_many_says_how_many_can_go(region: Region, most: int) -> None:
-    assert removal_counts([most], region) == [0, most]
-    with pytest.raises(
-        PruningError, match=rf"cannot remove {most + 1} layers: {most} of 6 may go .*{region.name}; prune"
-    ):
-        removal_counts([0, most + 1], region)
-
-
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -128,6 +88,12 @@ def test_a_pruned_model_is_not_pruned_again(model: Any, layers: tuple[int, ...])
         pass
     assert list(decoder_layers(model)) == before
     assert model.config.text_config.num_hidden_layers == 4
+
+
+def test_a_layer_of_the_region_goes_where_nothing_is_protected(model: Any) -> None:
+    before = list(decoder_layers(model))
+    remove_layers(model, (1, 3), REGION, protect=False)
+    assert list(decoder_layers(model)) == [before[index] for index in (0, 2, 4, 5)]
 
 
 def test_the_right_layers_go(model: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import DEPTH
+from tiny import DEPTH, text_config, tiny_lvlm
 
 from vrray.errors import ModelError, PruningError, StoreError
 from vrray.models.family import LLAVA
@@ -21,7 +21,16 @@ from vrray.region import Region, place
 from vrray.specs import Recipe
 from vrray.store import Store
 from vrray.train.trainable import choose_trainable, delta_name
-from vrray.variant import DELTA, Delta, applied, apply_delta, load_variant, merged_weight
+from vrray.variant import (
+    DELTA,
+    Delta,
+    applied,
+    apply_delta,
+    load_variant,
+    load_variants,
+    merged_weight,
+    share_tensors,
+)
 
 REGION = place("1,4", DEPTH)
 IDS = torch.tensor([[1, 40, 50, 60, 70, 2, 30, 90]])
@@ -124,6 +133,16 @@ def with_tensor(delta: Delta, name: str, *shape: int) -> Delta:
         ("full", lambda d: replace(d, region=place("1", DEPTH)), r"unexpected \['.*layers\.4\."),
         ("lora", lambda d: without(d, UP.replace("weight", "lora_B")), "lora_A without its lora_B"),
         ("lora", lambda d: without(d, UP.replace("weight", "lora_A")), rf"missing \['{UP}'\]"),
+        (
+            "lora",
+            lambda d: with_tensor(d, UP.replace("weight", "lora_A"), 3, 8),
+            r"up_proj\.weight has shape \[64, 8\], the base's is \[64, 32\]",
+        ),
+        (
+            "lora",
+            lambda d: with_tensor(d, UP.replace("weight", "lora_A"), 2, 32),
+            r"up_proj have rank 2 and 3, not 3",
+        ),
     ],
 )
 def test_a_delta_that_does_not_fit_changes_nothing(
@@ -182,3 +201,101 @@ def test_a_variant_is_base_delta_and_plan(model: Any, tiny_model: Path, tmp_path
         load_variant(store, "k", (2, 4), tiny_model, base)
     with pytest.raises(StoreError, match="no complete artefact delta/absent"):
         load_variant(store, "absent", (), tiny_model, base)
+
+
+@pytest.fixture(scope="module")
+def deltas(
+    pristine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, str, dict[str, Delta]]:
+    """A store with three deltas of one base."""
+    base, store = base_identity(tiny_model), Store(tmp_path_factory.mktemp("deltas"))
+    found = {
+        "full": random_delta(pristine),
+        "lora": random_delta(pristine, mode="lora"),
+        "other": random_delta(pristine, place("0,3", DEPTH)),
+    }
+    for key, delta in found.items():
+        store.put(DELTA, key, replace(delta, base=base).save)
+    return store, base, found
+
+
+VARIANTS: list[tuple[str, tuple[int, ...]]] = [
+    ("full", ()),
+    ("full", (0, 5)),
+    ("lora", (2,)),
+    ("other", (2,)),
+    ("full", (0, 2, 3)),
+]
+
+
+def memory(*models: Any) -> dict[int, int]:
+    """Bytes of the tensors of models, each storage once."""
+    tensors = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+def test_variants_of_one_base_share_what_is_frozen(
+    deltas: tuple[Store, str, dict[str, Delta]], tiny_model: Path, pristine: Any
+) -> None:
+    store, base, found = deltas
+    models = load_variants(store, VARIANTS, tiny_model, base)
+    first = dict(models[0].named_parameters())
+    tuned = {name for name in found["full"].tensors if name in first}
+    places = {name: parameter.data_ptr() for name, parameter in first.items()}
+    whole, pruned = (model.get_decoder().layers for model in models[:2])
+    assert [p.data_ptr() for p in whole[4].parameters()] == [p.data_ptr() for p in pruned[3].parameters()]
+    lora = dict(models[2].named_parameters())
+    for name in places:
+        if "language_model.layers" not in name:
+            assert (lora[name].data_ptr() == places[name]) == (name not in tuned), name
+    # Together: the base, less what no variant has any more, and each delta once.
+    changed = sum(tensor.nbytes for key in ("full", "other") for tensor in found[key].tensors.values())
+    merged = {name for name in found["lora"].tensors if "lora" not in name}
+    merged |= {name.replace("lora_A", "weight") for name in found["lora"].tensors if name.endswith("lora_A")}
+    changed += sum(pristine.get_parameter(name).nbytes for name in merged)
+    projector = sum(p.nbytes for p in pristine.model.multi_modal_projector.parameters())
+    assert sum(memory(*models).values()) == sum(memory(pristine).values()) - projector + changed
+
+
+def test_variants_side_by_side_are_those_alone(deltas: tuple[Store, str, dict[str, Delta]], tiny_model: Path) -> None:
+    store, base, _ = deltas
+    models = load_variants(store, VARIANTS, tiny_model, base)
+    expected = [logits(load_variant(store, key, removed, tiny_model, base)) for key, removed in VARIANTS]
+    for _ in range(2):  # in any order, again and again
+        for model, (_, removed), alone in zip(models, VARIANTS, expected, strict=True):
+            assert torch.equal(logits(model), alone)
+            assert model.config.text_config.num_hidden_layers == DEPTH - len(removed)
+    assert len({one.sum().item() for one in expected}) == len(VARIANTS)
+
+
+def test_variants_in_another_precision(deltas: tuple[Store, str, dict[str, Delta]], tiny_model: Path) -> None:
+    store, base, _ = deltas
+    models = load_variants(store, [("full", ()), ("lora", (2,))], tiny_model, base, dtype=torch.bfloat16)
+    assert {parameter.dtype for model in models for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_an_unprotected_plan_is_loaded_where_that_is_asked(
+    deltas: tuple[Store, str, dict[str, Delta]], tiny_model: Path
+) -> None:
+    store, base, _ = deltas
+    with pytest.raises(PruningError, match=r"\[1\] belong to the region"):
+        load_variant(store, "full", (0, 1), tiny_model, base)
+    model = load_variant(store, "full", (0, 1), tiny_model, base, protect=False)
+    assert model.config.text_config.num_hidden_layers == DEPTH - 2
+
+
+def test_a_model_that_shares_is_its_own(tiny_model: Path, pristine: Any) -> None:
+    model = load_model(tiny_model)
+    twin = share_tensors(model)
+    assert memory(model) == memory(twin)
+    remove_layers(twin, (0,), REGION)
+    assert torch.equal(logits(model), logits(pristine))
+    assert model.config.text_config.num_hidden_layers == DEPTH
+
+
+def test_tied_embeddings_stay_tied_in_a_model_that_shares() -> None:
+    model = tiny_lvlm(text=text_config(tie_word_embeddings=True))
+    twin = share_tensors(model)
+    assert twin.lm_head.weight is twin.get_input_embeddings().weight
+    assert twin.lm_head.weight is not model.lm_head.weight
+    assert twin.lm_head.weight.data_ptr() == model.lm_head.weight.data_ptr()

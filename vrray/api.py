@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from vrray.errors import SpecError
-from vrray.specs import FinetuneSpec, PretrainSpec, RunSpec, SweepSpec
+from vrray.specs import FinetuneSpec, PretrainSpec, RunSpec, ScoreSpec, SweepSpec
 from vrray.store import Store, read_parquet
 
 
@@ -62,6 +62,39 @@ class Sweep:
         return target
 
 
+class Scores:
+    """Measured layer scores in a store.
+
+    Attributes:
+        table: a row a score and layer: `score`, `layer`, `value`, `standard_error`, `samples`.
+        correlations: Spearman's rank correlation of each pair of scores `a`, `b`; of a score with itself: between
+            rankings by two halves of its calibration samples.
+    """
+
+    def __init__(self, storage: str, name: str):
+        self._store, self.name = Store(storage), name
+        self.folder = self._store.location("layer-scores", name)
+        self.table, self.correlations = (
+            read_parquet(pa.BufferReader(self._store.read_bytes(f"layer-scores/{name}/{file}.parquet")))
+            for file in ("scores", "correlations")
+        )
+
+    def order(self, score: str) -> list[int]:
+        """The layers from the most important to the least.
+
+        Raises:
+            SpecError: the score was not measured.
+        """
+        from vrray.scores.table import least_important_first
+
+        values = [row["value"] for row in self.table.to_pylist() if row["score"] == score]
+        if not values:
+            raise SpecError(
+                f"score {score!r} was not measured; {', '.join(self.table['score'].unique().to_pylist())} were"
+            )
+        return least_important_first(values, range(len(values)))[::-1]
+
+
 def tune_layers(**options: Any) -> Sweep:
     """Train region-tuned variants, prune each of them, score them all, and return the sweep.
 
@@ -105,6 +138,39 @@ def finetune(**options: Any) -> dict[str, Any]:
         return run_finetune(spec)
 
 
+def score_layers(**options: Any) -> Scores:
+    """Measure layer scores, with their standard errors and how far they agree.
+
+    Options are the fields of `vrray.specs.ScoreSpec`; the cluster is found as in `tune_layers`.
+
+    Raises:
+        VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
+    """
+    from vrray.sweep.scoring import run_scores
+
+    spec = ScoreSpec.parse(options)
+    with connected():
+        run_scores(spec)
+    return Scores(spec.storage, spec.name)
+
+
+def export(**options: Any) -> Path:
+    """Write a variant of a sweep, or a model with layers removed, as a directory that plain transformers loads.
+
+    Options are the fields of `vrray.exporting.spec.ExportSpec`; no cluster is needed.
+
+    Returns:
+        The directory.
+
+    Raises:
+        VrrayError: something that is named does not exist, does not fit, or cannot be written; or the target exists.
+    """
+    from vrray.exporting.run import export as write
+    from vrray.exporting.spec import ExportSpec
+
+    return write(ExportSpec.parse(options))
+
+
 def run(spec: SweepSpec) -> Sweep:
     """`tune_layers` for options that are validated already."""
     from vrray.sweep.run import run_sweep
@@ -146,4 +212,5 @@ def _signature(spec: type[RunSpec], returned: Any) -> inspect.Signature:
 
 tune_layers.__signature__ = _signature(SweepSpec, Sweep)  # type: ignore[attr-defined]
 pretrain_projector.__signature__ = _signature(PretrainSpec, dict[str, Any])  # type: ignore[attr-defined]
+score_layers.__signature__ = _signature(ScoreSpec, Scores)  # type: ignore[attr-defined]
 finetune.__signature__ = _signature(FinetuneSpec, dict[str, Any])  # type: ignore[attr-defined]

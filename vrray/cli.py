@@ -16,7 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vrray", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_convert(commands)
+    _add_grade(commands)
     _add_plan(commands)
+    _add_export(commands)
     options = parser.parse_args(arguments)
     return exit_status(lambda: options.run(options), "nothing was kept")
 
@@ -46,6 +48,22 @@ def _convert(options: argparse.Namespace) -> None:
     )
 
 
+def _add_grade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "Scores predictions that exist, in a benchmark's official formats, and prints one JSON object."
+    parser = commands.add_parser("grade", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--task", required=True, metavar="NAME", help="the benchmark, such as gqa, textvqa or mme")
+    parser.add_argument("--predictions", required=True, type=Path, metavar="FILE", help="what a script wrote")
+    own = "the benchmark's own file or folder [the predictions, where they hold the reference answers]"
+    parser.add_argument("--annotations", type=Path, metavar="FILE", help=own)
+    parser.set_defaults(run=_grade)
+
+
+def _grade(options: argparse.Namespace) -> None:
+    from vrray.evaluate.grade import grade
+
+    print(json.dumps(grade(options.task, options.predictions, options.annotations).to_json(), allow_nan=False))
+
+
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "What tuning a region of a model would take on each worker; no weights are needed."
     parser = commands.add_parser("plan", help=text, description=text, allow_abbrev=False)
@@ -73,6 +91,27 @@ def _plan(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in PlanSpec.model_fields}
     plan = make_plan(PlanSpec.parse({**given, "gpu_memory": parse_bytes(options.gpu_memory)}))
     print(json.dumps(plan.to_json(), indent=1) if options.json else plan_text(plan))
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from vrray.exporting.spec import ExportSpec
+
+    text = "A variant of a sweep, or a model with layers removed, to a directory that plain transformers loads."
+    parser = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    for name, field in ExportSpec.model_fields.items():
+        flag, about = f"--{name.replace('_', '-')}", field.description
+        if field.annotation is bool:
+            parser.add_argument(flag, action="store_true", default=None, help=about)
+        else:
+            parser.add_argument(flag, metavar="VALUE", required=field.is_required(), help=about)
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from vrray.api import export
+
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "command")}
+    print(f"{export(**{name: value for name, value in given.items() if value is not None})} written")
 
 
 if __name__ == "__main__":

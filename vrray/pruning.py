@@ -1,4 +1,4 @@
-"""Pruning plans, and removing decoder layers from a model so that it still generates with a cache."""
+"""Removing decoder layers from a model so that it still generates with a cache."""
 
 from __future__ import annotations
 
@@ -11,78 +11,48 @@ from torch import nn
 from vrray.errors import PruningError
 from vrray.models.family import family_of
 from vrray.models.loading import decoder_layers
-from vrray.region import Region, fraction_of
-from vrray.scores import LayerScores, least_important_first
+from vrray.plans import removable
+from vrray.region import Region
 
 # What configurations list layer by layer.
 _PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
 
 
-def removable(region: Region) -> tuple[int, ...]:
-    """The layers that a plan may remove: those outside the region.
-
-    All-layer tuning leaves none outside; there every layer may go, which is the baseline that the paper prunes against.
-    """
-    return region.outside or tuple(range(region.depth))
-
-
-def removal_counts(prune: Sequence[int | float], region: Region) -> list[int]:
-    """Amounts (counts, or fractions of the depth) as distinct counts, ascending; 0, the unpruned variant, is always in.
-
-    Fractions are rounded half up, as those of a placement are.
-
-    Raises:
-        PruningError: more layers would go than lie outside the region.
-    """
-    depth = region.depth
-    counts = sorted({0, *(fraction_of(depth, amount) if isinstance(amount, float) else amount for amount in prune)})
-    available = min(len(removable(region)), depth - 1)
-    if counts[-1] > available:
-        raise PruningError(
-            f"cannot remove {counts[-1]} layers: {available} of {depth} may go beside the region {region.name}; "
-            f"prune at most {available}, or tune fewer layers"
-        )
-    return counts
-
-
-def nested_plans(scores: LayerScores, region: Region, counts: Sequence[int]) -> list[tuple[int, ...]]:
-    """The layers to remove for each count: the least important removable ones, so each plan holds the one before."""
-    order = least_important_first(scores, removable(region))
-    return [tuple(sorted(order[:count])) for count in counts]
-
-
-def remove_layers(model: nn.Module, layers: Sequence[int], region: Region) -> None:
+def remove_layers(model: nn.Module, layers: Sequence[int], region: Region, *, protect: bool = True) -> None:
     """Remove decoder layers (numbered as in the base) for good: renumber the cache's indices, correct the config.
+
+    Args:
+        protect: refuse to remove a layer of the region.
 
     Raises:
         PruningError: a layer lies in the region or is not there, or the model has lost layers before.
     """
     current = decoder_layers(model)
-    _check(len(current), layers, region)
+    _check(len(current), layers, region, protect)
     kept = [index for index in range(region.depth) if index not in set(layers)]
     lists = [{name: [kind[index] for index in kept] for name, kind in each.items()} for each in _layer_lists(model)]
     _install(model, [current[index] for index in kept], lists)
 
 
 @contextmanager
-def pruned(model: nn.Module, layers: Sequence[int], region: Region) -> Iterator[None]:
+def pruned(model: nn.Module, layers: Sequence[int], region: Region, *, protect: bool = True) -> Iterator[None]:
     """`remove_layers` for a while: the base's layers, numbers and config come back on leaving."""
     whole, lists = list(decoder_layers(model)), _layer_lists(model)
-    remove_layers(model, layers, region)
+    remove_layers(model, layers, region, protect=protect)
     try:
         yield
     finally:
         _install(model, whole, lists)
 
 
-def _check(depth: int, layers: Sequence[int], region: Region) -> None:
+def _check(depth: int, layers: Sequence[int], region: Region, protect: bool) -> None:
     if depth != region.depth:
         raise PruningError(
             f"the model has {depth} decoder layers, but the region {region.name} is about a decoder of {region.depth}; "
             "layers are numbered as in the base: start from the whole base and remove all of them in one call"
         )
     protected = sorted(set(layers) & set(region.layers) - set(removable(region)))
-    if protected:
+    if protected and protect:
         raise PruningError(f"layers {protected} belong to the region {region.name} and are protected from pruning")
     outside = [layer for layer in layers if not 0 <= layer < region.depth]
     if outside or len(set(layers)) != len(layers):

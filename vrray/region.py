@@ -4,7 +4,7 @@ import difflib
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import TypeGuard
@@ -33,7 +33,8 @@ class Region:
     Attributes:
         layers: zero-based indices of the decoder layers, ascending, each once.
         depth: number of layers of the decoder.
-        placement: how the layers were chosen: one of `PLACEMENTS`, "explicit", "none", or the name of a layer score.
+        placement: how the layers were chosen: one of `PLACEMENTS`, "explicit", "none", or by a layer score, such as
+            "by-angular" or "by-angular-spread".
         seed: the seed of placement "random"; None for every other placement.
 
     Raises:
@@ -128,29 +129,80 @@ class Region:
         return tuple(f"{layers_path}.{layer}" for layer in self.layers)
 
 
-def place(placement: str, depth: int, layers: int | float = 0.25, seed: int = 0) -> Region:
-    """Choose the region of a decoder by a named placement or an explicit list.
+def place(
+    placement: str,
+    depth: int,
+    layers: int | float = 0.25,
+    seed: int = 0,
+    scores: Mapping[str, Sequence[float]] | None = None,
+) -> Region:
+    """Choose the region of a decoder by a named placement, a layer score or an explicit list.
 
     The placements are those that the paper compares (arXiv 2412.12785, "where" ablation), and seeded chance.
 
     Args:
-        placement: a name of `PLACEMENTS`, in either case and with underscores or hyphens, or a list such as "0,4,8".
+        placement: a name of `PLACEMENTS`, in either case and with underscores or hyphens; a list such as "0,4,8";
+            "by:angular" for the layers with the highest values of a score; "by:angular,spread" for the highest one in
+            each of as many equal stretches of the depth.
         depth: number of layers of the decoder.
         layers: an int is a count (1 is one layer), a float a fraction (1.0 is every layer), rounded half up to at
             least one layer. Placement "all" and explicit lists ignore it.
         seed: what placement "random" draws with; the others ignore it.
+        scores: the values of the layer scores that "by:" may name, a value a layer.
 
     Raises:
-        RegionError: the placement is unknown, the list is malformed, or the count does not fit the decoder.
+        RegionError: the placement is unknown, the list is malformed, the count does not fit the decoder, or the
+            score is not there.
     """
     _check_depth(depth)
     if not isinstance(placement, str):
         raise RegionError(f"placement must be a name or a list such as '0,4,8', found {placement!r}")
+    by = by_score(placement)
+    if by is not None:
+        score, spread = by
+        values = (scores or {}).get(score)
+        if values is None:
+            raise RegionError(f"placement {placement!r} needs the layer score {score!r} to be measured first")
+        return Region(_highest(values, _count(layers, depth), spread), depth, _by_name(score, spread))
     if _is_list(placement):
-        return Region(_parse_list(placement), depth, "explicit")
+        return Region(parse_layers(placement), depth, "explicit")
     name = _known_name(placement)
     k = depth if name == "all" else _count(layers, depth)
     return Region(_CHOICES[name](depth, k, seed), depth, name, seed if name == "random" else None)
+
+
+def by_score(placement: str) -> tuple[str, bool] | None:
+    """The score that a placement such as "by:bi" or "by:bi,spread" names, and whether it is spread; else None.
+
+    Raises:
+        RegionError: something else than "spread" follows the score.
+    """
+    found = re.fullmatch(r"by:([a-z-]*)(?:,(.*))?", placement.strip().lower().replace("_", "-"))
+    if found is None:
+        return None
+    if found[2] not in (None, "spread"):
+        raise RegionError(f"placement {placement!r}: write by:{found[1]} or by:{found[1]},spread")
+    return found[1], found[2] is not None
+
+
+def draw(layers: Sequence[int], seed: str) -> list[int]:
+    """The layers in random order."""
+    generator = random.Random(seed)
+    # Python keeps random() the same from version to version, which it does not promise for sample().
+    return sorted(layers, key=lambda _layer: generator.random())
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """The layers of a list such as "0,4,8", ascending.
+
+    Raises:
+        RegionError: an item is not a layer index.
+    """
+    items = [item.strip() for item in text.split(",")]
+    for item in items:
+        if not re.fullmatch(r"-?[0-9]{1,9}", item):
+            raise RegionError(f"{item!r} in {text!r} is not a layer index; write a list such as '0,4,8'")
+    return tuple(sorted(map(int, items)))
 
 
 def fraction_of(depth: int, fraction: float) -> int:
@@ -212,14 +264,6 @@ def _is_list(placement: str) -> bool:
     return "," in placement or re.match(r"\s*[-+]?[0-9]", placement) is not None
 
 
-def _parse_list(text: str) -> tuple[int, ...]:
-    items = [item.strip() for item in text.split(",")]
-    for item in items:
-        if not re.fullmatch(r"-?[0-9]{1,9}", item):
-            raise RegionError(f"{item!r} in {text!r} is not a layer index; write a list such as '0,4,8'")
-    return tuple(sorted(map(int, items)))
-
-
 def _known_name(placement: str) -> str:
     name = placement.strip().lower().replace("_", "-")
     if name in PLACEMENTS:
@@ -227,7 +271,8 @@ def _known_name(placement: str) -> str:
     nearest = difflib.get_close_matches(name, PLACEMENTS, n=1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     raise RegionError(
-        f"unknown placement {placement!r}.{hint} Use one of {', '.join(PLACEMENTS)}, or a list such as '0,4,8'"
+        f"unknown placement {placement!r}.{hint} Use one of {', '.join(PLACEMENTS)}, a score as in by:angular, or a "
+        "list such as '0,4,8'"
     )
 
 
@@ -271,10 +316,24 @@ def _hybrid(depth: int, k: int, _seed: int) -> tuple[int, ...]:
 
 
 def _random(depth: int, k: int, seed: int) -> tuple[int, ...]:
-    generator = random.Random(f"vrray random placement, seed {seed}, depth {depth}, k {k}")
-    # Python keeps random() the same from version to version, which it does not promise for sample().
-    drawn = sorted(range(depth), key=lambda _layer: generator.random())
-    return tuple(sorted(drawn[:k]))
+    return tuple(sorted(draw(range(depth), f"vrray random placement, seed {seed}, depth {depth}, k {k}")[:k]))
+
+
+def _highest(values: Sequence[float], k: int, spread: bool) -> tuple[int, ...]:
+    """The k layers of the highest values, of equals the lower ones; spread: one of each of k equal stretches."""
+    depth = len(values)
+    bounds = [i * depth // k for i in range(k + 1)] if spread else [0, depth]
+    stretches = [range(begin, end) for begin, end in itertools.pairwise(bounds)]
+    chosen = [
+        layer
+        for stretch in stretches
+        for layer in sorted(stretch, key=lambda layer: (-values[layer], layer))[: 1 if spread else k]
+    ]
+    return tuple(sorted(chosen))
+
+
+def _by_name(score: str, spread: bool) -> str:
+    return f"by-{score}-spread" if spread else f"by-{score}"
 
 
 # (depth, k) -> the sparse, uniform layers that the paper prints for its 32-layer decoders.

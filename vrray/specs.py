@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from vrray.errors import SpecError
+from vrray.plans import Ranking, check_amount
+from vrray.region import by_score
+from vrray.scores.table import SCORES
 
 
 class Frozen(BaseModel):
@@ -195,14 +199,35 @@ class SweepSpec(RunSpec):
     """One sweep: which regions are trained, which plans are pruned, and on what they are scored."""
 
     placements: list[str] = Field(
-        ["all", "uniform", "bottom", "top"], min_length=1, description="names, or explicit layers such as 0,4,8"
+        ["all", "uniform", "bottom", "top"],
+        min_length=1,
+        description="names, explicit layers such as 0,4,8, or the layers that a score puts highest, such as by:angular "
+        "or by:angular,spread",
     )
     layers: list[int | float] = Field(
         [0.25], min_length=1, description="layers tuned: counts or fractions of the depth"
     )
-    prune: list[int | float] = Field(
-        [0, 1, 2, 3, 4], min_length=1, description="layers removed outside the region: counts or fractions of the depth"
+    scores_of: Literal["projector", "all"] = Field(
+        "projector",
+        description="the model whose layer scores by:SCORE placements follow: after stage 1, or with all layers tuned "
+        "(by:change always takes the latter)",
     )
+    prune: list[int | float | str] = Field(
+        [0, 1, 2, 3, 4],
+        min_length=1,
+        description="layers removed: counts, fractions of the depth, 'params<=110M', or 'score>=95%' (of the unpruned "
+        "select score)",
+    )
+    rankings: list[str] = Field(
+        ["angular"],
+        min_length=1,
+        description="which layers go first: by a score, the lowest (with ',iterative': measured anew each time), or "
+        "random, deepest",
+    )
+    protect: str = Field(
+        "region", description="layers that never go: region (what is tuned), none, or a list such as 0,1,29"
+    )
+    heal_steps: int = Field(0, ge=0, description="steps of region training after each removal, as a further variant")
     tasks: list[str] = Field(
         ["easy-vqa", "capitals"],
         min_length=1,
@@ -235,19 +260,42 @@ class SweepSpec(RunSpec):
         own = isinstance(options, dict) and options.get("data") not in (None, "demo", ["demo"])
         return {"tasks": [HELD_OUT], **options} if own else options
 
-    @field_validator("layers", "prune", mode="before")
+    @field_validator("layers", mode="before")
     @classmethod
     def _keep_counts_apart_from_fractions(cls, values: Any) -> Any:
         """`1` is one layer, `1.0` is all of them; text from a flag or YAML keeps that difference."""
-        listed = values if isinstance(values, (list, tuple)) else [values]
-        return [_number(value) for value in listed]
+        return [_number(value) for value in _listed(values)]
+
+    @field_validator("prune", mode="before")
+    @classmethod
+    def _read_amounts(cls, values: Any) -> Any:
+        return [
+            "".join(value.split()) if isinstance(value, str) and "=" in value else _number(value)
+            for value in _listed(values)
+        ]
+
+    @field_validator("placements")
+    @classmethod
+    def _check_placements(cls, values: list[str]) -> list[str]:
+        for value in values:
+            by = by_score(value)
+            if by is not None and by[0] not in SCORES:
+                raise ValueError(f"{value!r}: unknown layer score {by[0]!r}; use one of {', '.join(SCORES)}")
+        return values
 
     @field_validator("prune")
     @classmethod
-    def _check_prune(cls, values: list[int | float]) -> list[int | float]:
+    def _check_prune(cls, values: list[int | float | str]) -> list[int | float | str]:
         for value in values:
-            if not value >= 0 or (isinstance(value, float) and value >= 1):  # not: nan is refused too
-                raise ValueError(f"{value} is neither a count (0, 1, 2, ...) nor a fraction below 1")
+            check_amount(value)
+        return values
+
+    @field_validator("rankings")
+    @classmethod
+    def _check_rankings(cls, values: list[str]) -> list[str]:
+        names = [Ranking.parse(value).name for value in values]
+        if len(set(names)) < len(names):
+            raise ValueError(f"rankings {values} name one of them twice")
         return values
 
     @model_validator(mode="after")
@@ -288,6 +336,53 @@ class FinetuneSpec(PretrainSpec):
         """The sweep of this one training; it scores nothing."""
         rates = None if self.learning_rate is None else [self.learning_rate]
         return self._one_trial({"placements": [self.placement], "layers": [self.layers], "learning_rates": rates})
+
+
+class ScoreSpec(PretrainSpec):
+    """Layer scores of one model."""
+
+    scores: list[str] = Field(
+        [name for name in SCORES if name != "change"], min_length=1, description=f"any of {', '.join(SCORES)}"
+    )
+    of: str | None = Field(
+        None,
+        description="what is scored: model (as it is), projector (after stage 1), a placement (after tuning it; "
+        "change needs that), or the key of a delta in the store [projector for smol, else model]",
+    )
+    layers: int | float = Field(0.25, description="layers tuned, where `of` is a placement: a count or a fraction")
+    learning_rate: float | None = Field(None, gt=0, description="of that tuning [the model's recipe]")
+    calibration: int = Field(48, ge=2, description="training rows that are read")
+    examples: int = Field(40, ge=8, description="examples of `capitals`, the demo's texts for ablation-textual")
+    name: str = Field("scores", pattern=_NAME, description="the folder in the store's layer-scores/")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _keep_count_apart_from_fraction(cls, value: Any) -> Any:
+        return _number(value)
+
+    @field_validator("scores")
+    @classmethod
+    def _check_scores(cls, values: list[str]) -> list[str]:
+        for value in values:
+            if value not in SCORES:
+                raise ValueError(f"unknown layer score {value!r}; use one of {', '.join(SCORES)}")
+        return list(dict.fromkeys(values))
+
+    @property
+    def scored(self) -> str:
+        """What is scored, by a name."""
+        return self.of or ("projector" if self.model == "smol" else "model")
+
+    def as_sweep(self, placement: str = "uniform") -> SweepSpec:
+        """The sweep of the one training that may be scored."""
+        rates = None if self.learning_rate is None else [self.learning_rate]
+        options = {"placements": [placement], "layers": [self.layers], "learning_rates": rates}
+        spec = self._one_trial({**options, "calibration": self.calibration, "examples": self.examples})
+        return spec.model_copy(update={"name": self.name, "tasks": ["capitals"] if self.is_demo else []})
+
+
+def _listed(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, (list, tuple)) else [values]
 
 
 def _number(value: Any) -> int | float:

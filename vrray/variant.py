@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from vrray.region import Region
 from vrray.store import Store
 
 DELTA = "delta"
+Change = Callable[[torch.Tensor], torch.Tensor]  # from the base's tensor to the variant's, on its device, in its type
 _FORMAT = 1
 
 
@@ -75,51 +77,137 @@ def applied(model: nn.Module, delta: Delta, base: str) -> Iterator[None]:
     Raises:
         ModelError: the delta belongs to another base, or lacks a tensor, or has one too many or of another shape.
     """
-    originals = _exchange(model, _new_weights(model, delta, base))
+    originals = _exchange(model, changes(model, delta, base))
     try:
         yield
     finally:
-        _exchange(model, originals)
+        for name, tensor in originals.items():
+            model.get_parameter(name).data = tensor
 
 
 def apply_delta(model: nn.Module, delta: Delta, base: str) -> None:
     """Like `applied`, for good."""
-    _exchange(model, _new_weights(model, delta, base))
+    _exchange(model, changes(model, delta, base))
 
 
-def load_variant(store: Store, key: str, removed: tuple[int, ...], base_path: Path, base: str) -> Any:
-    """The model of a variant, ready to generate.
-
+def load_delta(store: Store, key: str) -> Delta:
+    """
     Raises:
         StoreError: there is no complete delta under this key.
+    """
+    with store.open(DELTA, key) as folder:
+        return Delta.load(folder)
+
+
+def load_variant(
+    store: Store, key: str, removed: tuple[int, ...], base_path: Path, base: str, *, protect: bool = True
+) -> Any:
+    """The model of a variant, ready to generate; see `load_variants`."""
+    (model,) = load_variants(store, [(key, removed)], base_path, base, protect=protect)
+    return model
+
+
+def load_variants(
+    store: Store,
+    variants: Sequence[tuple[str, tuple[int, ...]]],
+    base_path: Path,
+    base: str,
+    *,
+    protect: bool = True,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> list[Any]:
+    """The models of several variants of one base, side by side: each can generate at any time.
+
+    They share the memory of every tensor that is frozen, and those of one delta also what it holds: together they take
+    one base and each delta once, whatever is removed. Moving one of them to another device takes it out of that.
+
+    Args:
+        variants: keys of deltas, and the layers that are removed.
+        protect: refuse to remove a layer of a delta's region.
+
+    Raises:
+        StoreError: there is no complete delta under a key.
         ModelError: it belongs to another base.
         PruningError: a removed layer lies in the region.
     """
     from vrray.models.loading import load_model
 
-    with store.open(DELTA, key) as folder:
-        delta = Delta.load(folder)
-        model = load_model(base_path)
-        apply_delta(model, delta, base)
-    remove_layers(model, removed, delta.region)
-    return model
+    deltas = {key: load_delta(store, key) for key, _ in variants}
+    whole = load_model(base_path, dtype).to(device)
+    tuned = {key: share_tensors(whole) for key in deltas}
+    for key, delta in deltas.items():
+        apply_delta(tuned[key], delta, base)
+    models = [share_tensors(tuned[key]) for key, _ in variants]
+    for model, (key, removed) in zip(models, variants, strict=True):
+        remove_layers(model, removed, deltas[key].region, protect=protect)
+    return models
 
 
-def _new_weights(model: nn.Module, delta: Delta, base: str) -> dict[str, torch.Tensor]:
+def share_tensors(model: Any) -> Any:
+    """A model with modules and a configuration of its own, whose parameters and buffers lie in the memory of `model`.
+
+    Setting `.data` of a parameter, removing layers or moving one of the two leaves the other as it is; writing into a
+    tensor changes both.
+    """
+    shared: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.data, requires_grad=False) for parameter in model.parameters()
+    }
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, shared)
+
+
+def changes(model: nn.Module, delta: Delta, base: str) -> dict[str, Change]:
+    """What a delta does to the parameters of its base, by parameter name; the model may be on the meta device.
+
+    Raises:
+        ModelError: the delta belongs to another base, or lacks a tensor, or has one too many or of another shape.
+    """
     if delta.base != base:
         raise ModelError(f"the delta belongs to base {delta.base}, this base is {base}; load the one it was trained on")
-    weights = dict(delta.tensors)
-    if delta.mode == "lora":
-        weights = _merge_adapters(model, delta)
+    plain = {name: tensor for name, tensor in delta.tensors.items() if not name.endswith((".lora_A", ".lora_B"))}
+    pairs = adapter_pairs(delta)
+    shapes = {name: tensor.shape for name, tensor in plain.items()}
+    shapes |= {f"{module}.weight": torch.Size((len(b), a.shape[1])) for module, (a, b) in pairs.items()}
     expected = _expected_names(model, delta)
-    missing, extra = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
+    missing, extra = sorted(expected - shapes.keys()), sorted(shapes.keys() - expected)
     if missing or extra:
         raise ModelError(f"the delta does not fit its region: missing {missing[:3]}, unexpected {extra[:3]}")
-    for name, tensor in weights.items():
+    for name, found in shapes.items():
         shape = model.get_parameter(name).shape
-        if tensor.shape != shape:
-            raise ModelError(f"the delta's {name} has shape {list(tensor.shape)}, the base's is {list(shape)}")
-    return weights
+        if found != shape:
+            raise ModelError(f"the delta's {name} has shape {list(found)}, the base's is {list(shape)}")
+    return {name: _replacement(tensor) for name, tensor in plain.items()} | {
+        f"{module}.weight": _merge(a, b, delta) for module, (a, b) in pairs.items()
+    }
+
+
+def adapter_pairs(delta: Delta) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The factors A `[rank, inputs]` and B `[outputs, rank]` of a LoRA delta, by the name of their linear layer.
+
+    Raises:
+        ModelError: a factor is alone, or of another rank.
+    """
+    pairs = {}
+    for name, a in delta.tensors.items():
+        if not name.endswith(".lora_A"):
+            continue
+        module = name.removesuffix(".lora_A")
+        b = delta.tensors.get(f"{module}.lora_B")
+        if b is None:
+            raise ModelError(f"the delta has {name} without its lora_B")
+        if not len(a) == b.shape[1] == delta.lora_rank:
+            raise ModelError(f"the factors of {module} have rank {len(a)} and {b.shape[1]}, not {delta.lora_rank}")
+        pairs[module] = (a, b)
+    return pairs
+
+
+def _replacement(tensor: torch.Tensor) -> Change:
+    return lambda base: tensor.to(base.device, base.dtype)
+
+
+def _merge(a: torch.Tensor, b: torch.Tensor, delta: Delta) -> Change:
+    return lambda base: merged_weight(base, a, b, delta.lora_rank, delta.lora_alpha)
 
 
 def _expected_names(model: nn.Module, delta: Delta) -> set[str]:
@@ -137,31 +225,16 @@ def _expected_names(model: nn.Module, delta: Delta) -> set[str]:
     return names
 
 
-def _merge_adapters(model: nn.Module, delta: Delta) -> dict[str, torch.Tensor]:
-    weights = {name: tensor for name, tensor in delta.tensors.items() if not name.endswith((".lora_A", ".lora_B"))}
-    for name, a in delta.tensors.items():
-        if not name.endswith(".lora_A"):
-            continue
-        module = name.removesuffix(".lora_A")
-        b = delta.tensors.get(f"{module}.lora_B")
-        if b is None:
-            raise ModelError(f"the delta has {name} without its lora_B")
-        base = model.get_parameter(f"{module}.weight")
-        weights[f"{module}.weight"] = merged_weight(base.data, a, b, delta.lora_rank, delta.lora_alpha)
-    return weights
-
-
 def merged_weight(base: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rank: int, alpha: int) -> torch.Tensor:
     """`base + alpha / rank * B A`, computed in float32 (Hu et al. 2021, equation 3)."""
     product = b.to(base.device, torch.float32) @ a.to(base.device, torch.float32)
     return (base.float() + (alpha / rank) * product).to(base.dtype)
 
 
-def _exchange(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _exchange(model: nn.Module, wanted: dict[str, Change]) -> dict[str, torch.Tensor]:
     """Point parameters at other tensors; the tensors that they had are returned, untouched."""
-    before = {}
-    for name, tensor in weights.items():
-        parameter = model.get_parameter(name)
-        before[name] = parameter.data
-        parameter.data = tensor.to(parameter.device, parameter.dtype)
+    before = {name: model.get_parameter(name).data for name in wanted}
+    after = {name: change(before[name]) for name, change in wanted.items()}
+    for name, tensor in after.items():
+        model.get_parameter(name).data = tensor
     return before

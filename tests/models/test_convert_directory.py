@@ -32,7 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGe
 from vrray.cli import main
 from vrray.errors import ModelError
 from vrray.models import convert as conversion
-from vrray.models import convert_weights
+from vrray.models import weight_files
 from vrray.models.convert import convert
 from vrray.models.loading import load_model
 
@@ -255,7 +255,7 @@ def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-@pytest.mark.parametrize(("module", "step"), [(convert_weights, "save_file"), (conversion, "save_processor")])
+@pytest.mark.parametrize(("module", "step"), [(weight_files, "write_file"), (conversion, "save_processor")])
 def test_an_interrupted_conversion_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any, module: Any, step: str
 ) -> None:

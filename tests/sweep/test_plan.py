@@ -16,6 +16,7 @@ from vrray.data.records import write_records
 from vrray.data.rows import Rows
 from vrray.data.tasks import Example, Task, TaskExamples
 from vrray.errors import ClusterError, DataError, PruningError, RegionError, SpecError
+from vrray.plans import Pruning
 from vrray.region import place
 from vrray.specs import FinetuneSpec, Recipe, SweepSpec
 from vrray.store import Store
@@ -248,7 +249,12 @@ def test_a_single_training_scores_nothing(tiny_model: Path, store: Store) -> Non
     plan = prepare(spec.as_sweep(), store, gpu=False, worker_memory=8 * GIB)
     (config,) = plan.configs()
     trial = plan.trial(config)
-    assert (trial.region.layers, trial.recipe.learning_rate, trial.seed, trial.counts) == ((0, 3), 0.5, 4, (0,))
+    assert (trial.region.layers, trial.recipe.learning_rate, trial.seed, trial.pruning) == (
+        (0, 3),
+        0.5,
+        4,
+        Pruning((), (1, 2, 4, 5)),
+    )
     assert (plan.site.select, plan.test) == ((), ())
     sweep = prepared(tiny_model, store, placements=["0,3"], learning_rates=[0.5], seeds=[4])
     assert sweep.trial(sweep.configs()[0]).key == trial.key  # a sweep finds what a single training trained

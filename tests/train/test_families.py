@@ -17,12 +17,12 @@ from ranks import run_ranks
 from tiny import DEPTH, Ground, build_family, build_tiny, prepare_ground, text_config
 from transformers import LlamaConfig, MistralConfig, Phi3Config, Qwen2Config
 
-from vrray.evaluate.run import rank_layers
 from vrray.models.family import FAMILIES, family_of, project_features
 from vrray.models.loading import decoder_layers, load_model
-from vrray.pruning import nested_plans, pruned
+from vrray.pruning import pruned
 from vrray.region import place
-from vrray.scores import LayerScores
+from vrray.scores.measure import measure
+from vrray.scores.table import LayerScores, least_important_first
 from vrray.specs import Recipe
 from vrray.train.execution import Execution
 from vrray.train.loop import Training, train
@@ -82,8 +82,7 @@ def in_all(grounds: dict[str, Ground], folder: Path) -> dict[tuple[str, str], An
                 tuned = workspace.model.state_dict()
                 moved = {key for key, tensor in before.items() if not torch.equal(tuned[key], tensor)}
                 if name == "lora":
-                    prompts = [(row.prompt, row.images) for row in ground.rows]
-                    scores = rank_layers(workspace, prompts)
+                    scores = LayerScores.of_samples("bi", measure(workspace, "states", ground.rows)["bi"])
                     results[family, "pruned"] = prune_and_save(workspace, ground, scores, folder / family / "pruned")
             results[family, name] = (trained.losses, untouched, moved)
         restored = workspace.model.state_dict()
@@ -100,7 +99,7 @@ def saved_and_loaded(delta: Delta, folder: Path, workspace: Workspace) -> Delta:
 
 def prune_and_save(workspace: Workspace, ground: Ground, scores: LayerScores, folder: Path) -> Any:
     """Remove two layers; what the model says then, and what it was asked. Rank 0 saves it."""
-    (removed,) = nested_plans(scores, REGION, [2])
+    removed = tuple(sorted(least_important_first(scores.values, REGION.outside)[:2]))
     whole = len(decoder_layers(workspace.model))
     with pruned(workspace.model, removed, REGION):
         features = workspace.features.stack(ground.photos[:2])

@@ -85,24 +85,6 @@ def answer_likelihoods(workspace: Workspace, examples: Sequence[Example], *, bli
     return likelihoods
 
 
-def calibration_batches(
-    workspace: Workspace, prompts: Sequence[tuple[Sequence[int], Sequence[str]]], batch: int
-) -> None:
-    """Run the decoder over left-padded prompts (token ids, images) without the head, for hooks to observe."""
-    with torch.inference_mode():
-        for start in range(0, len(prompts), batch):
-            part = prompts[start : start + batch]
-            ids, mask = _left_pad([prompt for prompt, _ in part], workspace)
-            images = [image for _, names in part for image in names]
-            workspace.model.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=_positions(mask),
-                **_image_inputs(workspace, ids, images),
-                use_cache=False,
-            )
-
-
 def _prompts(workspace: Workspace, examples: Sequence[Example], *, blind: bool) -> list[list[int]]:
     return [
         encode_prompt(

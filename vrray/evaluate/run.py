@@ -17,9 +17,8 @@ import torch.distributed as dist
 from transformers.generation.streamers import BaseStreamer
 
 from vrray.data.tasks import Example, Metric, TaskExamples
-from vrray.evaluate.answer import answer_likelihoods, calibration_batches, choose_options, generate_answers
+from vrray.evaluate.answer import answer_likelihoods, choose_options, generate_answers
 from vrray.metrics import exact_match, mean_interval
-from vrray.scores import AngularDistance, LayerScores
 from vrray.store import read_parquet
 from vrray.train.workspace import Workspace
 
@@ -73,13 +72,6 @@ def _answered(
     else:
         answers = generate_answers(workspace, examples, blind=blind, batch=batch)
     return answers, [float(exact_match(a, e.answer)) for a, e in zip(answers, examples, strict=True)]
-
-
-def rank_layers(workspace: Workspace, prompts: Sequence[tuple[Sequence[int], Sequence[str]]]) -> LayerScores:
-    """Angular distance of every decoder layer over calibration prompts, spread over the ranks."""
-    with AngularDistance(workspace.model) as distance:
-        calibration_batches(workspace, prompts[workspace.rank :: workspace.world], batch=16)
-    return distance.scores()
 
 
 @torch.inference_mode()

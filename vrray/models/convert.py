@@ -1,22 +1,18 @@
 """Original Bunny and LLaVA checkpoints to directories of transformers' `LlavaForConditionalGeneration`.
 
-Weights are read, merged and written tensor by tensor; at most one output file is in memory.
+Weights are read, merged and written tensor by tensor; one is in memory at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
@@ -39,10 +35,11 @@ from vrray.models.convert_prompt import (
     save_processor,
     trained_conversation,
 )
-from vrray.models.convert_weights import checked_weights, with_image_rows, write_weights
+from vrray.models.convert_weights import checked_weights, saved_names, with_image_rows
 from vrray.models.original import read_json
 from vrray.models.original_model import EMBEDDING, Original, find_original
 from vrray.models.preprocess import image_processor
+from vrray.models.weight_files import whole_or_nothing, write_weights
 
 MAX_SHARD_BYTES = 2_000_000_000
 _CONFIGS: Mapping[str, type[PreTrainedConfig]] = {
@@ -98,8 +95,8 @@ def convert(
     conversation = trained_conversation(original.family.conversation, found, plain=original.family.tower is None)
     config.conversation = conversation
     images = _image_processor(original, config.vision_config.image_size)
-    with _whole_or_nothing(target) as folder:
-        write_weights(folder, weights, max_shard_bytes)
+    with whole_or_nothing(target) as folder:
+        write_weights(folder, saved_names(weights), max_shard_bytes, "convert")
         config.save_pretrained(folder)
         _generation_config(config, vocabulary, conversation, found, (source, base)).save_pretrained(folder)
         save_processor(
@@ -184,22 +181,6 @@ def _generation_config(
         pad_token_id=padding,
         suppress_tokens=never,
     )
-
-
-@contextmanager
-def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A temporary sibling that gets the target's name when all is written, and vanishes otherwise."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            yield scratch
-            scratch.chmod(0o755)
-            os.rename(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{target} cannot be written: {error}") from error
 
 
 def _say_what_to_know(

@@ -1,18 +1,12 @@
-"""The weights of a converted model: checked against its configuration, with rows for the image token, in files."""
+"""The weights of a converted model: checked against its configuration, with rows for the image token."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from tqdm import tqdm
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from vrray.errors import ModelError
@@ -76,47 +70,9 @@ def with_image_rows(weights: Mapping[str, Weight], config: LlavaConfig) -> dict[
     }
 
 
-def write_weights(folder: Path, weights: Mapping[str, Weight], limit: int) -> None:
-    """Write safetensors files of at most `limit` bytes, unless a tensor alone is larger, with an index for several.
-
-    One file's tensors are in memory at a time. Progress goes to stderr: a bar, or a line a file.
-
-    Raises:
-        ModelError: a tensor cannot be read or is not finite.
-    """
-    total = sum(weight.nbytes for weight in weights.values())
-    files: list[dict[str, int]] = []
-    shard: dict[str, torch.Tensor] = {}
-
-    def save() -> None:
-        save_file(shard, folder / f"{len(files)}", metadata={"format": "pt"})
-        files.append({name: tensor.nbytes for name, tensor in shard.items()})
-        shard.clear()
-        if bar.disable:
-            done = sum(sum(sizes.values()) for sizes in files)
-            print(f"vrray: {done / 1e9:.1f} of {total / 1e9:.1f} GB written", file=sys.stderr, flush=True)
-
-    with tqdm(total=total, unit="B", unit_scale=True, desc="convert", disable=None, file=sys.stderr) as bar:
-        for name, weight in weights.items():
-            if shard and sum(tensor.nbytes for tensor in shard.values()) + weight.nbytes > limit:
-                save()
-            shard[_saved_name(name)] = weight.load()
-            bar.update(weight.nbytes)
-        save()
-    _name_files(folder, files, total)
-
-
-def _name_files(folder: Path, files: Sequence[Mapping[str, int]], total: int) -> None:
-    names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
-    if len(files) == 1:
-        names = ["model.safetensors"]
-    else:
-        places = {tensor: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
-        content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(content, indent=2) + "\n")
-    for number, name in enumerate(names):
-        os.rename(folder / f"{number}", folder / name)
-        (folder / name).chmod(0o644)  # safetensors leaves them to their owner alone
+def saved_names(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """The weights under the names of the LLaVA models on the hub, which every version of transformers reads."""
+    return {_saved_name(name): weight for name, weight in weights.items()}
 
 
 def _drop_tied_head(weights: dict[str, Weight]) -> None:
@@ -139,7 +95,6 @@ def _original_name(parameter: str) -> str:
 
 
 def _saved_name(name: str) -> str:
-    """The name in a saved directory: that of the LLaVA models on the hub, which every version of transformers reads."""
     if name.startswith(PROJECTOR):
         layer, _, kind = name.removeprefix(PROJECTOR).partition(".")
         here = next(key for key, value in _LINEAR.items() if value == layer)

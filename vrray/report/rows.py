@@ -94,8 +94,11 @@ class Row:
 
     @property
     def trial(self) -> str:
-        """Name of the training that the variant comes from: the variant's name without its pruning."""
-        return self.variant.removesuffix(f"-prune{len(self.removed)}")
+        """Name of the training that the variant comes from: the variant's name without the number of layers removed.
+
+        Where layers went by another ranking than the first, or the variant was healed, that stays in the name.
+        """
+        return self.variant.replace(f"-prune{len(self.removed)}", "")
 
     @property
     def has_test(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from vrray.data.chunks import FeatureChunk
 from vrray.data.images import Images
 from vrray.data.tasks import TaskExamples
-from vrray.sweep.trial import Site, Trial
+from vrray.sweep.trial import Measuring, Site, Trial
 from vrray.train.desk import Report
 
 
@@ -44,6 +44,20 @@ class TrialJob:
         from vrray.sweep.work import run_trial
 
         run_trial(workspace, self, report)
+
+
+@dataclass(frozen=True)
+class ScoresJob:
+    """Layer scores of deltas, or of the base."""
+
+    key: str
+    site: Site
+    works: tuple[Measuring, ...]
+
+    def run(self, workspace: Any, report: Report) -> None:
+        from vrray.sweep.work import measure_scores
+
+        measure_scores(workspace, self, report)
 
 
 @dataclass(frozen=True)

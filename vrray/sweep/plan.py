@@ -43,7 +43,7 @@ def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacit
         f"sweep {spec.name!r}: {spec.model} ({prepared.shape.total / 1e6:.0f}M parameters, {prepared.shape.depth} "
         f"decoder layers), data {' '.join(spec.data)}",
         f"data: {prepared.data.summary()}; conversation template {prepared.template}",
-        _trials_line(prepared, trials, missing, trainings),
+        *_trials_line(prepared, trials, missing, trainings),
         f"workers: {spec.workers} a trial, {at_once} trial(s) at once on {capacity.cpus:g} CPUs and "
         f"{capacity.gpus:g} GPUs; DeepSpeed ZeRO stage {choice.zero}, {prepared.precision}",
         f"memory: frozen weights {'resident' if choice.resident else 'partitioned'}, {choice.recomputed} of "
@@ -52,7 +52,7 @@ def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacit
         f"({prepared.features.reason}); {sum(len(chunk.images) for chunk in chunks)} images to compute",
         f"storage: {store.uri}; deltas about {_delta_mib(prepared, trials, store):.0f} MiB",
         *_floor_lines(site),
-        _time_line(store, prepared, missing, at_once),
+        *(_time_line(store, prepared, missing, at_once) if trials or _finds_trials(prepared) else []),
     ]
     return "\n".join(lines)
 
@@ -75,27 +75,42 @@ def estimated_seconds(store: Store, prepared: Prepared, missing: Sequence[Trial]
         if not store.has(DELTA, trial.key):
             tokens = trial.recipe.steps(prepared.rows) * trial.recipe.global_batch * prepared.longest
             total += tokens * (4 * layers + 2 * trained_parameters(shape, trial.region, trial.recipe)) / speed
-        questions = spec.examples * len(spec.tasks) * (len(trial.counts) + 1)
+        questions = spec.examples * len(spec.tasks) * (_variants(trial) + 1)
         total += questions * prepared.longest * 2 * layers / speed + _STARTUP_SECONDS
     return total / at_once
 
 
-def _trials_line(prepared: Prepared, trials: Sequence[Trial], missing: Sequence[Trial], trainings: int) -> str:
+def _trials_line(prepared: Prepared, trials: Sequence[Trial], missing: Sequence[Trial], trainings: int) -> list[str]:
     spec = prepared.spec
     if spec.search == "optuna":
-        return f"trials: {spec.trials or 8}, proposed by Optuna; up to {len(spec.prune)} pruning plans each"
-    variants = sum(len(trial.counts) for trial in trials)
-    reused = len(trials) - len(missing)
-    return f"trials: {len(trials)} ({variants} variants); {reused} complete in the store, {trainings} to train"
+        return [f"trials: {spec.trials or 8}, proposed by Optuna; up to {len(spec.prune)} pruning plans each"]
+    if not trials and not _finds_trials(prepared):
+        return []
+    variants, reused = sum(map(_variants, trials)), len(trials) - len(missing)
+    later = [name for name in prepared.placing_scores if name not in prepared.layer_scores]
+    more = f"; more of them once layer scores are measured ({', '.join(later)})" if later else ""
+    return [f"trials: {len(trials)} ({variants} variants); {reused} complete in the store, {trainings} to train{more}"]
 
 
-def _time_line(store: Store, prepared: Prepared, missing: Sequence[Trial], at_once: int) -> str:
-    if not missing and prepared.spec.search != "optuna":
-        return "time: under a minute, everything is in the store"
+def _variants(trial: Trial) -> int:
+    """How many variants a trial gives, at least."""
+    pruning = trial.pruning
+    pruned = len(pruning.rankings) * (len(pruning.counts) - 1 + len(pruning.kept))
+    return 1 + pruned * (1 + (pruning.heal_steps > 0))
+
+
+def _finds_trials(prepared: Prepared) -> bool:
+    """Whether there will be trials that are not known yet."""
+    return prepared.spec.search == "optuna" or any(s not in prepared.layer_scores for s in prepared.placing_scores)
+
+
+def _time_line(store: Store, prepared: Prepared, missing: Sequence[Trial], at_once: int) -> list[str]:
+    if not missing and not _finds_trials(prepared):
+        return ["time: under a minute, everything is in the store"]
     seconds = estimated_seconds(store, prepared, missing, at_once)
     if seconds is None:
-        return "time: said after the projector stage, from its measured speed"
-    return f"time: about {seconds / 60:.0f} min, from the measured projector stage"
+        return ["time: said after the projector stage, from its measured speed"]
+    return [f"time: about {seconds / 60:.0f} min, from the measured projector stage"]
 
 
 def _delta_mib(prepared: Prepared, trials: Sequence[Trial], store: Store) -> float:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +30,8 @@ from vrray.models.loading import (
     resolve_model,
     tower_identity,
 )
-from vrray.pruning import removal_counts
-from vrray.region import Region, place
+from vrray.plans import Ranking, plan_pruning
+from vrray.region import Region, by_score, place
 from vrray.specs import HELD_OUT, Recipe, SweepSpec
 from vrray.store import Store
 from vrray.sweep.trial import Site, Trial, trial_key
@@ -68,6 +68,7 @@ class Prepared:
     data: Ingested
     choice: MemoryChoice
     features: FeaturePlan
+    layer_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -83,19 +84,40 @@ class Prepared:
         """The trial of one point of the search space.
 
         Raises:
-            RegionError, PruningError: the point has no region or too little to prune.
+            RegionError, PruningError: the point has no region, or none yet, or too little to prune.
         """
         spec = self.spec
-        region = place(config["placement"], self.shape.depth, config["layers"], config["seed"])
+        region = place(config["placement"], self.shape.depth, config["layers"], config["seed"], self.layer_scores)
         rate = config["learning_rate"] or spec.recipe().learning_rate
         recipe = spec.recipe().model_copy(update={"learning_rate": rate, "precision": self.precision})
         key = trial_key(self.site.base, self.site.calibration_key, region, recipe, config["seed"], self.projector.key)
-        counts = tuple(removal_counts(spec.prune, region))
-        return Trial(key, region, recipe, config["seed"], self.site.calibration_key, self.projector.key, counts)
+        pruning = plan_pruning(
+            spec.prune,
+            [Ranking.parse(text) for text in spec.rankings],
+            region,
+            protect=spec.protect,
+            heal_steps=spec.heal_steps,
+            total=self.shape.total,
+            layer=self.shape.layer,
+        )
+        rows, start = self.site.calibration_key, self.projector.key
+        return Trial(key, region, recipe, config["seed"], rows, start, pruning)
+
+    def all_layers(self) -> Trial:
+        """The training of all layers with the first learning rate and seed: what `scores_of` "all" means."""
+        first = {name: values[0] for name, values in self.space.items()}
+        return self.trial({**first, "placement": "all"})
+
+    @property
+    def placing_scores(self) -> list[str]:
+        """The layer scores that placements follow."""
+        named = [by_score(placement) for placement in self.space["placement"]]
+        return list(dict.fromkeys(by[0] for by in named if by))
 
     def points(self) -> list[dict[str, Any]]:
-        """All points of the search space."""
-        return [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
+        """All points of the search space; without those whose layer score is not there yet."""
+        points = [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
+        return [point for point in points if (by := by_score(point["placement"])) is None or by[0] in self.layer_scores]
 
     def configs(self) -> list[dict[str, Any]]:
         """The points that a grid or a random search runs, without those that would train the same weights twice."""
@@ -138,7 +160,9 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
         hashes |= content_hashes(images, [name for names in asked for name in names])
         chunks = [chunk for names in (trained, *asked) for chunk in plan_chunks(names, hashes, tower)]
     embedded = tuple(made.key for made in (data, captions) if made.embedded)
-    regions = [place(name, shape.depth, k, spec.seeds[0]) for name in spec.placements for k in spec.layers]
+    # Memory is largest where tuning begins at the bottom: that is taken for what scores will choose.
+    names = ["bottom" if by_score(name) else name for name in spec.placements]
+    regions = [place(name, shape.depth, k, spec.seeds[0]) for name in names for k in spec.layers]
     memory = _memory(spec, shape, recipe, regions, data.longest, worker_memory, gpu)
     projector = _projector_trial(spec, shape, recipe, base, captions.key)
     site = Site(
@@ -182,7 +206,8 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
         memory,
         features,
     )
-    prepared.configs()  # finds regions that do not fit and plans that remove too much, before anything starts
+    # Finds regions that do not fit and plans that remove too much, before anything starts.
+    replace(prepared, layer_scores={name: [0.0] * shape.depth for name in prepared.placing_scores}).configs()
     return prepared
 
 
@@ -315,4 +340,4 @@ def _projector_trial(spec: SweepSpec, shape: ModelShape, recipe: Recipe, base: s
         precision=recipe.precision,
     )
     region, seed = Region.none(shape.depth), spec.seeds[0]
-    return Trial(trial_key(base, rows, region, stage, seed, None), region, stage, seed, rows, None, (0,))
+    return Trial(trial_key(base, rows, region, stage, seed, None), region, stage, seed, rows, None)

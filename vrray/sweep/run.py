@@ -35,6 +35,7 @@ def run_sweep(spec: SweepSpec) -> None:
     """
     began = time.monotonic()
     with open_session(spec) as session:
+        session = session.started()
         trials, failures = session.run_trials()
         table = sweep_table(session.store, session.prepared, trials, failures)
         _score_held_out(session, table)
@@ -67,7 +68,12 @@ def _score_held_out(session: Session, table: pa.Table) -> None:
 
 def _write(store: Store, prepared: Prepared, table: pa.Table, seconds: float) -> None:
     folder = f"sweeps/{prepared.spec.name}"
-    context = _context(prepared, seconds)
+    spec = prepared.spec
+    context = describe_run(prepared) | {
+        "tasks": f"{', '.join(spec.tasks)}; {spec.examples} examples of each task and split",
+        "pruning": f"{', '.join(map(str, spec.prune))} layers by {', '.join(spec.rankings)}; {spec.protect} protected",
+        "wall time": f"{seconds:.0f} s (what the store already held was reused)",
+    }
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     for name, data in draw_figures(table).items():
@@ -78,19 +84,18 @@ def _write(store: Store, prepared: Prepared, table: pa.Table, seconds: float) ->
     print(format_leaderboard(table, color=sys.stdout.isatty()), flush=True)
 
 
-def _context(prepared: Prepared, seconds: float) -> dict[str, str]:
+def describe_run(prepared: Prepared) -> dict[str, str]:
+    """What ran, where and with which versions, to be shown in a report."""
     spec = prepared.spec
     packages = ("ray", "torch", "transformers", "deepspeed")
     resources = ray.cluster_resources()
     return {
         "model": spec.model,
         "data": f"{' '.join(spec.data)} ({prepared.rows} training rows)",
-        "tasks": f"{', '.join(spec.tasks)}; {spec.examples} examples of each task and split",
         "recipe": json.dumps(prepared.trial(prepared.configs()[0]).recipe.model_dump()),
         "seeds": ", ".join(map(str, spec.seeds)),
         "workers": f"{spec.workers} a trial, {spec.cpus_per_worker:g} CPUs each",
         "command": " ".join(sys.argv),
         "machine": f"{platform.machine()}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs",
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
-        "wall time": f"{seconds:.0f} s (what the store already held was reused)",
     }

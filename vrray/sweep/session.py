@@ -6,22 +6,23 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
 
 from vrray.data.features import KIND as FEATURES
-from vrray.errors import TrainingError
+from vrray.errors import SpecError, TrainingError
+from vrray.scores.table import measurement_of, missing_score
 from vrray.specs import SweepSpec
 from vrray.store import Store
 from vrray.sweep.bridge import DRIVER_MEMORY, point_of, tune_trial
-from vrray.sweep.jobs import FeaturesJob, TrialJob
+from vrray.sweep.jobs import FeaturesJob, ScoresJob, TrialJob
 from vrray.sweep.loggers import tune_loggers
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
 from vrray.sweep.prepare import Prepared, prepare
 from vrray.sweep.progress import Progress, TuneProgress
-from vrray.sweep.trial import DELTA, Trial, is_complete
+from vrray.sweep.trial import DELTA, SCORES, Measuring, Trial, is_complete, read_scores, scores_key
 from vrray.train.desk import Setup, follow
 from vrray.train.group import WorkerGroups
 from vrray.train.launch import Capacity, failure_reason
@@ -42,13 +43,39 @@ class Session:
     progress: Progress
     workers: WorkerGroups
 
-    def run_trials(self) -> tuple[list[Trial], dict[str, str]]:
-        """Features, stage 1, then all missing trials: the trials that were run or found, and failures by key.
+    def started(self) -> Session:
+        """Features, stage 1, and the layer scores that placements follow; the session with all its trials.
 
         Raises:
-            TrainingError: stage 1 failed.
+            TrainingError: stage 1 failed, or the training whose scores are asked for.
         """
         self.pretrain()
+        if not (works := _placing_works(self.store, self.prepared)):
+            return self
+        if any(work.delta != self.prepared.projector.key for work in works):
+            self.progress.say("layer scores: all layers are tuned first")
+            for report in follow(self.workers.desk, TrialJob(self.prepared.site, self.prepared.all_layers())):
+                self.progress.update("all", report)
+        self.measure(works)
+        prepared = _placed(self.store, self.prepared)
+        trials, missing = _trials(self.store, prepared)
+        return replace(self, prepared=prepared, trials=trials, missing=missing)
+
+    def measure(self, works: Sequence[Measuring]) -> None:
+        """Layer scores, as far as the store does not hold them.
+
+        Raises:
+            TrainingError: a measurement failed.
+        """
+        site = self.prepared.site
+        missing = tuple(work for work in works if not self.store.has(SCORES, scores_key(site, work)))
+        if missing:
+            self.progress.say(f"layer scores: {', '.join(work.measurement for work in missing)}")
+            for _ in follow(self.workers.desk, ScoresJob(f"scores-{uuid.uuid4().hex[:8]}", site, missing)):
+                pass
+
+    def run_trials(self) -> tuple[list[Trial], dict[str, str]]:
+        """All missing trials: the trials that were run or found, and failures by key."""
         seconds = estimated_seconds(self.store, self.prepared, self.missing, self.groups)
         if self.missing and seconds:
             self.progress.say(f"trials: about {seconds / 60:.0f} min at the projector stage's measured speed")
@@ -60,10 +87,11 @@ class Session:
         Raises:
             TrainingError: stage 1 failed.
         """
-        self._compute_features()
+        self.compute_features()
         self._train_projector()
 
-    def _compute_features(self) -> None:
+    def compute_features(self) -> None:
+        """Vision features, as far as the store does not hold them."""
         store, prepared, site = self.store, self.prepared, self.prepared.site
         missing = [chunk for chunk in prepared.site.chunks if not store.has(FEATURES, chunk.key)]
         if not missing:
@@ -138,8 +166,11 @@ class Session:
 
 
 @contextmanager
-def open_session(spec: SweepSpec) -> Iterator[Session]:
+def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
     """Prepare a sweep, say its plan, and keep its worker groups while inside.
+
+    Args:
+        train: whether its trials are wanted; without them there is one worker group.
 
     Raises:
         ClusterError: the cluster cannot hold one trial.
@@ -151,15 +182,53 @@ def open_session(spec: SweepSpec) -> Iterator[Session]:
     refuse_too_large(prepared, capacity)
     tune_loggers(spec.loggers, spec.name)  # refuses those that are not installed
     at_once = capacity.trials_at_once(spec, prepared.choice.memory.total)
-    trials = [prepared.trial(config) for config in prepared.configs()] if spec.search != "optuna" else []
-    missing = [trial for trial in trials if not is_complete(store, prepared.site, trial)]
+    if not _placing_works(store, prepared):
+        prepared = _placed(store, prepared)
+    trials, missing = _trials(store, prepared) if train else ([], [])
     print(plan_text(store, prepared, trials, capacity, at_once), flush=True)
     path, base = str(prepared.model_path), prepared.site.base
     setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template)
-    groups = min(at_once, max(1, len(missing))) if trials else at_once
+    groups = min(at_once, max(1, len(missing))) if trials or not train else at_once
     steps = _steps_left(store, prepared, missing)
     with Progress(steps) as progress, WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:
         yield Session(store, prepared, trials, missing, groups, progress, workers)
+
+
+def _trials(store: Store, prepared: Prepared) -> tuple[list[Trial], list[Trial]]:
+    """The trials of a grid or a random search, and those of them that the store does not hold."""
+    trials = [prepared.trial(config) for config in prepared.configs()] if prepared.spec.search != "optuna" else []
+    return trials, [trial for trial in trials if not is_complete(store, prepared.site, trial)]
+
+
+def _placing(prepared: Prepared) -> dict[str, Measuring]:
+    """What is measured for each score that a placement follows."""
+    found = {}
+    for score in prepared.placing_scores:
+        tuned = score == "change" or prepared.spec.scores_of == "all"
+        of = prepared.all_layers() if tuned else prepared.projector
+        found[score] = Measuring(of.key, measurement_of(score))
+    return found
+
+
+def _placing_works(store: Store, prepared: Prepared) -> list[Measuring]:
+    """What of it the store does not hold."""
+    works = dict.fromkeys(_placing(prepared).values())
+    return [work for work in works if not store.has(SCORES, scores_key(prepared.site, work))]
+
+
+def _placed(store: Store, prepared: Prepared) -> Prepared:
+    """With the values of the scores that placements follow.
+
+    Raises:
+        SpecError: the calibration rows do not give a score.
+    """
+    values = {}
+    for score, work in _placing(prepared).items():
+        found = read_scores(store, prepared.site, work)
+        if score not in found:
+            raise SpecError(f"placement by:{score}: {missing_score(score)}")
+        values[score] = found[score].values
+    return replace(prepared, layer_scores=values)
 
 
 def _why(result: Any) -> str:

@@ -48,6 +48,7 @@ def run_finetune(spec: FinetuneSpec) -> dict[str, Any]:
         TrainingError: the training failed.
     """
     with open_session(spec.as_sweep()) as session:
+        session = session.started()
         (trial,), failures = session.run_trials()
         if trial.key in failures:
             raise TrainingError(failures[trial.key])

@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from vrray.plans import Plan
 from vrray.region import Region
 from vrray.store import Store
 from vrray.sweep.prepare import Prepared
-from vrray.sweep.trial import DELTA, EVALUATION, Trial, evaluation_key, plans_of
+from vrray.sweep.trial import DELTA, EVALUATION, Lacking, Trial, evaluation_key, healing, plans_of
 from vrray.train.memory import trained_parameters
 
 _MEASURED = ("train_seconds", "step_seconds", "peak_mib")
@@ -61,8 +62,8 @@ def _rows(store: Store, prepared: Prepared, trial: Trial, failures: Mapping[str,
         "learning_rate": trial.recipe.learning_rate,
         **_floors(prepared),
     }
-    plans = plans_of(store, prepared.site, trial) if store.has(DELTA, trial.key) else None
-    if trial.key in failures or plans is None:
+    plans = _plans(store, prepared, trial)
+    if trial.key in failures or not plans:
         reason = failures.get(trial.key, "not run")
         return [{**shared, "variant": trial_name(trial), "removed_layers": [], "status": f"failed: {reason}"}]
     info = store.describe(DELTA, trial.key)
@@ -71,24 +72,43 @@ def _rows(store: Store, prepared: Prepared, trial: Trial, failures: Mapping[str,
     return [{**shared, **_variant(store, prepared, trial, plan)} for plan in plans]
 
 
-def _variant(store: Store, prepared: Prepared, trial: Trial, plan: tuple[int, ...]) -> dict[str, Any]:
-    measured = _evaluation(store, prepared, trial.key, plan, blind=False)
-    name = trial_name(trial) + (f"-prune{len(plan)}" if plan else "")
+def _plans(store: Store, prepared: Prepared, trial: Trial) -> list[Plan]:
+    """None where the trial stopped before they were known."""
+    try:
+        return plans_of(store, prepared.site, trial) if store.has(DELTA, trial.key) else []
+    except Lacking:
+        return []
+
+
+def _variant(store: Store, prepared: Prepared, trial: Trial, plan: Plan) -> dict[str, Any]:
+    of = healing(prepared.site, trial, plan.removed).key if plan.healed else trial.key
+    measured = _evaluation(store, prepared, of, plan.removed, blind=False)
     row = {
-        "variant": name,
-        "removed_layers": list(plan),
+        "variant": trial_name(trial) + _plan_name(trial, plan),
+        "key": of,
+        "ranking": plan.ranking,
+        "healed": plan.healed,
+        "removed_layers": list(plan.removed),
         "status": "complete" if measured else "failed: not evaluated",
         "parameters": measured.get("parameters"),
         "latency_ms_per_token": measured.get("latency_ms_per_token"),
         **{f"score_{task}": score for task, score in measured.get("tasks", {}).items()},
     }
-    key = evaluation_key(trial.key, plan, prepared.test, False)
+    key = evaluation_key(of, plan.removed, prepared.test, False)
     held_out = store.describe(EVALUATION, key) if store.has(EVALUATION, key) else {}
     for ability in _ABILITIES:
         for end in _INTERVAL:
             row[f"score_{ability}{end}"] = measured.get(f"score_{ability}{end}")
             row[f"test_score_{ability}{end}"] = held_out.get(f"score_{ability}{end}")
     return row
+
+
+def _plan_name(trial: Trial, plan: Plan) -> str:
+    """The first ranking goes without saying."""
+    if not plan.removed:
+        return ""
+    by = "" if plan.ranking == trial.pruning.rankings[0].name else f"-{plan.ranking}"
+    return f"-prune{len(plan.removed)}{by}{'-healed' if plan.healed else ''}"
 
 
 def trial_name(trial: Trial) -> str:
@@ -139,6 +159,7 @@ def _with_retention(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _schema(prepared: Prepared) -> pa.Schema:
     number, count, text, layers = pa.float64(), pa.int64(), pa.string(), pa.list_(pa.int32())
     fields = [("variant", text), ("placement", text), ("tuned_layers", layers), ("removed_layers", layers)]
+    fields += [("ranking", text), ("healed", pa.bool_())]
     fields += [("depth", pa.int32()), ("status", text), ("split", text)]
     fields += [(f"score_{ability}{end}", number) for ability in _ABILITIES for end in _INTERVAL]
     fields += [(f"retention_{ability}", number) for ability in _ABILITIES]

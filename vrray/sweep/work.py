@@ -5,11 +5,11 @@ Everything finished goes into the store under its key and is found there by a re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch.distributed as dist
 from transformers import AutoConfig
 
@@ -18,18 +18,35 @@ from vrray.data.ingest import with_embedded
 from vrray.data.rows import FILES, Rows
 from vrray.data.rows import KIND as ROWS
 from vrray.data.tasks import TaskExamples
-from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, rank_layers, summarise, write_records
-from vrray.models.family import vision_tower
+from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, summarise, write_records
+from vrray.models.family import family_of, vision_tower
+from vrray.models.loading import decoder_layers
 from vrray.pruning import pruned
 from vrray.region import Region
-from vrray.sweep.jobs import FeaturesJob, TrialJob, VariantsJob
-from vrray.sweep.trial import DELTA, EVALUATION, SCORES, Site, Trial, evaluation_key, plans_of, scores_key
+from vrray.scores.change import parameter_change
+from vrray.scores.measure import Samples, measure, text_rows
+from vrray.scores.table import LayerScores
+from vrray.sweep.heal import in_base, stacked
+from vrray.sweep.jobs import FeaturesJob, ScoresJob, TrialJob, VariantsJob
+from vrray.sweep.trial import (
+    DELTA,
+    EVALUATION,
+    SAMPLES,
+    SCORES,
+    Evaluating,
+    Measuring,
+    Site,
+    Trial,
+    evaluation_key,
+    next_work,
+    scores_key,
+)
 from vrray.train.checkpoint import KIND as CHECKPOINT
 from vrray.train.desk import Report
 from vrray.train.loop import Trained, Training, train
 from vrray.train.measure import json_number
 from vrray.train.workspace import Workspace
-from vrray.variant import Delta, applied
+from vrray.variant import Delta, applied, changes, load_delta
 
 
 def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> None:
@@ -42,29 +59,38 @@ def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> 
 
 
 def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
-    """Train once, rank the layers, then prune and evaluate many times; without tasks, only train."""
+    """Train once, measure scores, then prune and evaluate many times; without tasks, only train."""
     site, trial, store = job.site, job.trial, workspace.store
     _use_features(workspace, site)
-    if not store.has(DELTA, trial.key):
-        _train(workspace, site, trial, report)
-    if not site.select:
-        return
-    with _delta_applied(workspace, trial.key):
-        if trial.counts != (0,):
-            _ensure_scores(workspace, site, trial)
-        plans = plans_of(store, site, trial)
-        assert plans is not None
-        for plan in plans:
-            _evaluate_plan(workspace, trial.key, trial.region, plan, site.select, blind=False)
-            report({"evaluated": len(plan)})
-        _evaluate_plan(workspace, trial.key, trial.region, (), site.select, blind=True)
+    while (work := next_work(store, site, trial)) is not None:
+        if isinstance(work, Trial):
+            _train(workspace, site, work, report)
+            continue
+        # What lies between two trainings mostly needs the same weights: they are set once for all plans.
+        delta = _needed(work)
+        with _delta_applied(workspace, delta):
+            while not (work is None or isinstance(work, Trial)) and _needed(work) == delta:
+                if isinstance(work, Measuring):
+                    _measure(workspace, site, work)
+                else:
+                    _evaluate(workspace, work, site.select)
+                    report({"evaluated": len(work.removed)})
+                work = next_work(store, site, trial)
+
+
+def measure_scores(workspace: Workspace, job: ScoresJob, report: Report) -> None:
+    """Layer scores of deltas, or of the base where there is none."""
+    _use_features(workspace, job.site)
+    for work in job.works:
+        with _delta_applied(workspace, _needed(work)):
+            _measure(workspace, job.site, work)
 
 
 def evaluate_variants(workspace: Workspace, job: VariantsJob, report: Report) -> None:
     _use_features(workspace, job.site)
     for key, removed in job.variants:
-        with _delta_applied(workspace, key) as region:
-            _evaluate_plan(workspace, key, region, removed, job.tasks, blind=False)
+        with _delta_applied(workspace, key):
+            _evaluate(workspace, Evaluating(key, removed), job.tasks)
         report({"evaluated": len(removed)})
 
 
@@ -77,11 +103,15 @@ def _use_features(workspace: Workspace, site: Site) -> None:
 
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
     rows = _open_rows(workspace, trial.rows)
-    training = Training(rows, trial.region, trial.recipe, trial.seed, site.execution)
-    with _delta_applied(workspace, trial.start):
+    region, left = trial.region, _left(trial.region.depth, trial.removed)
+    if trial.removed:
+        places = tuple(left.index(layer) for layer in region.layers if layer in left)
+        region = Region(places, len(left), "explicit")
+    training = Training(rows, region, trial.recipe, trial.seed, site.execution)
+    with _delta_applied(workspace, trial.start), _without(workspace, trial.removed):
         trained = train(workspace, training, report, checkpoints_of=trial.key)
     if workspace.rank == 0:
-        delta = _delta(trained, trial, site.base)
+        delta = _delta(workspace, trained, trial, left, site.base)
         about = {
             **{name: json_number(value) for name, value in trained.metrics.items()},
             "losses": [json_number(loss) for loss in trained.losses],
@@ -94,59 +124,79 @@ def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> No
     dist.barrier()
 
 
-def _delta(trained: Trained, trial: Trial, base: str) -> Delta:
-    recipe = trial.recipe
-    if recipe.mode == "lora" and len(trial.region):
-        return Delta(trained.tensors, trial.region, base, "lora", recipe.lora_rank, recipe.lora_alpha)
-    return Delta(trained.tensors, trial.region, base, "full")
+def _delta(workspace: Workspace, trained: Trained, trial: Trial, left: Sequence[int], base: str) -> Delta:
+    """The delta to the base: its layers are numbered as there, also where some were gone in the training."""
+    recipe, path = trial.recipe, family_of(workspace.model.config).layers
+    tensors = in_base(trained.tensors, path, left)
+    lora = recipe.mode == "lora" and len(trial.region) > 0
+    rank, alpha = (recipe.lora_rank, recipe.lora_alpha) if lora else (0, 0)
+    delta = Delta(tensors, trial.region, base, "lora" if lora else "full", rank, alpha)
+    if not trial.removed or trial.start is None:
+        return delta
+    return stacked(load_delta(workspace.store, trial.start), delta)
 
 
 @contextmanager
-def _delta_applied(workspace: Workspace, key: str | None) -> Iterator[Region]:
+def _delta_applied(workspace: Workspace, key: str | None) -> Iterator[None]:
     """The base with a delta of the store set on it; the base alone where there is no key."""
     if key is None:
-        yield Region.none(1)
+        yield
         return
-    with workspace.store.open(DELTA, key) as folder:
-        delta = Delta.load(folder)
-        with applied(workspace.model, delta, workspace.base):
-            yield delta.region
+    with applied(workspace.model, load_delta(workspace.store, key), workspace.base):
+        yield
 
 
-def _ensure_scores(workspace: Workspace, site: Site, trial: Trial) -> None:
-    key = scores_key(trial.key, site.calibration_key, site.calibration)
+def _needed(work: Measuring | Evaluating) -> str | None:
+    """The delta that is to be set on the base; none where its weights are compared with the base's."""
+    return None if isinstance(work, Measuring) and work.measurement == "change" else work.delta
+
+
+def _without(workspace: Workspace, removed: tuple[int, ...]) -> AbstractContextManager[None]:
+    """The model without some layers; whether they may go was settled with the plan."""
+    depth = len(decoder_layers(workspace.model))
+    return pruned(workspace.model, removed, Region.none(depth))
+
+
+def _left(depth: int, removed: tuple[int, ...]) -> list[int]:
+    return [layer for layer in range(depth) if layer not in removed]
+
+
+def _measure(workspace: Workspace, site: Site, work: Measuring) -> None:
+    key = scores_key(site, work)
     if workspace.store.has(SCORES, key):
         return
-    rows = _open_rows(workspace, site.calibration_key)[: site.calibration]
-    scores = rank_layers(workspace, [(row.prompt, row.images) for row in rows]).to_json()
+    samples: Samples = {}
+    if work.measurement == "change":
+        assert work.delta is not None, "without a tuning nothing has changed"
+        tuned = changes(workspace.model, load_delta(workspace.store, work.delta), workspace.base)
+        scores = {"change": LayerScores.of_weights("change", parameter_change(workspace.model, tuned))}
+    else:
+        rows = _open_rows(workspace, site.calibration_key)[: site.calibration]
+        if work.measurement == "ablation" and all(row.images for row in rows):
+            rows = [*rows, *text_rows(workspace, site.select)]
+        with _without(workspace, work.removed):
+            samples = measure(workspace, work.measurement, rows)
+        scores = {name: LayerScores.of_samples(name, values) for name, values in samples.items()}
 
     def write(folder: Path) -> None:
-        (folder / "scores.json").write_text(json.dumps(scores, indent=1))
+        np.savez(folder / SAMPLES, **samples)  # type: ignore[arg-type]
 
     if workspace.rank == 0:
-        workspace.store.put(SCORES, key, write, scores)
+        workspace.store.put(SCORES, key, write, {"scores": {name: each.to_json() for name, each in scores.items()}})
     dist.barrier()
 
 
-def _evaluate_plan(
-    workspace: Workspace,
-    delta: str,
-    region: Region,
-    removed: tuple[int, ...],
-    tasks: Sequence[TaskExamples],
-    *,
-    blind: bool,
-) -> None:
-    key = evaluation_key(delta, removed, tasks, blind)
+def _evaluate(workspace: Workspace, work: Evaluating, tasks: Sequence[TaskExamples]) -> None:
+    key = evaluation_key(work.delta, work.removed, tasks, work.blind)
     if workspace.store.has(EVALUATION, key):
         return
-    with pruned(workspace.model, removed, region):
-        records = evaluate_tasks(workspace, tasks, blind=blind)
+    with _without(workspace, work.removed):
+        records = evaluate_tasks(workspace, tasks, blind=work.blind)
         info = {
             **summarise(records, tasks),
-            "removed": list(removed),
+            "removed": list(work.removed),
             "parameters": sum(parameter.numel() for parameter in workspace.model.parameters()),
-            "latency_ms_per_token": None if blind else latency_ms_per_token(workspace),
+            "latency_ms_per_token": None if work.blind else latency_ms_per_token(workspace),
         }
     if workspace.rank == 0:
         workspace.store.put(EVALUATION, key, lambda folder: write_records(folder, records), info)
