@@ -48,7 +48,9 @@ class Sweep:
         row = rows[variant]
         context = json.loads(self._store.read_bytes(f"sweeps/{self.name}/sweep.json"))["context"]
         path = resolve_model(context["model"])
-        model = load_variant(self._store, row["key"], tuple(row["removed_layers"]), path, base_identity(path))
+        removed, base = tuple(row["removed_layers"]), base_identity(path)
+        # What may go was settled with the plan: a sweep may have pruned inside its region on purpose.
+        model = load_variant(self._store, row["key"], removed, path, base, protect=False)
         return model, load_processor(path)
 
     def report(self, path: str | os.PathLike[str]) -> Path:

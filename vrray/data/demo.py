@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vrray.data import demo_easy_vqa, demo_emoji, demo_words
+from vrray.data import demo_easy_vqa, demo_emoji, demo_letters
 from vrray.data.demo_geography import geography
 from vrray.data.demo_order import interleaved, shuffled
 from vrray.data.demo_packages import package_versions
@@ -29,7 +29,7 @@ TASKS: Mapping[str, Task] = {
         Task("easy-vqa", "visual", "exact", "Name the colour or shape in a picture (13 answers)."),
         Task("easy-vqa-yesno", "visual", "exact", "Is a colour or shape in a picture; every question half yes."),
         Task(demo_emoji.TASK, "visual", "exact", "The group of an emoji never seen before (8 groups)."),
-        Task(demo_words.TASK, "visual", "exact", "Read a word in a font never seen before (8 words)."),
+        Task(demo_letters.TASK, "visual", "exact", "Read a letter in a font never seen before (8 letters)."),
         Task("capitals", "textual", "choice", "The capital of a country out of four capitals."),
         Task("continents", "textual", "choice", "The continent of a country out of six."),
     )
@@ -99,7 +99,7 @@ def build_demo(home: str | os.PathLike[str]) -> DemoData:
 
 _MANIFEST = "demo.json"
 _OTHER_SPLIT: Mapping[Split, Split] = {"select": "test", "test": "select"}
-_TRAINING_BATCH = {"easy-vqa": 6, "easy-vqa-yesno": 2, demo_emoji.TASK: 4, demo_words.TASK: 4}
+_TRAINING_BATCH = {"easy-vqa": 6, "easy-vqa-yesno": 2, demo_emoji.TASK: 4, demo_letters.TASK: 4}
 _TRAINING_BATCHES = 256
 
 
@@ -133,17 +133,17 @@ def _build(folder: Path, packages: Mapping[str, str]) -> None:
     demo_easy_vqa.copy_images(shapes, image_splits, demo.image_root)
     questions = demo_easy_vqa.read_questions(image_splits)
     emoji = demo_emoji.draw_emoji(demo.image_root, _training_rows(demo_emoji.TASK))
-    words = demo_words.draw_words(demo.image_root, _training_rows(demo_words.TASK))
+    letters = demo_letters.draw_letters(demo.image_root, _training_rows(demo_letters.TASK))
     examples: dict[str, dict[str, list[Example]]] = {split: dict(tasks) for split, tasks in geography().items()}
     for split in ("train", "select", "test"):
         visual = demo_easy_vqa.open_and_yesno(questions[split], split)
-        visual |= {demo_emoji.TASK: emoji[split], demo_words.TASK: words[split]}
+        visual |= {demo_emoji.TASK: emoji[split], demo_letters.TASK: letters[split]}
         examples[split] = visual | examples.get(split, {})
     examples["train"] = {task: examples["train"][task][: _training_rows(task)] for task in _TRAINING_BATCH}
     captions = interleaved(
         demo_easy_vqa.caption_images(questions["train"]),
         demo_emoji.caption_emoji(emoji["train"]),
-        demo_words.caption_words(words["train"]),
+        demo_letters.caption_letters(letters["train"]),
     )
     write_records(demo.captions, [_caption_record(image, caption) for image, caption in captions])
     write_records(demo.train, [_as_record(example) for example in _mixed(examples["train"])])

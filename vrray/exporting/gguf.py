@@ -147,8 +147,9 @@ def _add_tokenizer(writer: Any, folder: Path, vocabulary: int) -> None:
     unused = int(gguf.TokenType.UNUSED)
     entries += [(f"[PAD{number}]".encode(), _LOWEST, unused) for number in range(len(entries), vocabulary)]
     for token in _tokenizer_json(folder).get("added_tokens", []):
-        kind_of = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
-        entries[token["id"]] = (token["content"].encode(), _LOWEST, int(kind_of))
+        if entries[token["id"]][2] in (unused, int(gguf.TokenType.NORMAL)):
+            added = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+            entries[token["id"]] = (token["content"].encode(), _LOWEST, int(added))
     tokens, scores, types = (list(column) for column in zip(*entries, strict=True))
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(pre)

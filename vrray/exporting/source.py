@@ -12,6 +12,7 @@ import pyarrow as pa
 from vrray.errors import PruningError, SpecError
 from vrray.exporting.spec import ExportSpec
 from vrray.models.loading import model_shape, resolve_model
+from vrray.plans import removable
 from vrray.region import Region, fraction_of, place
 from vrray.store import Store, read_parquet
 from vrray.variant import Delta, load_delta
@@ -97,7 +98,7 @@ def _of_model(spec: ExportSpec) -> Source:
     if spec.prune is not None:
         count = _count(spec.prune, region)
         order, scores = _rank(spec, path, delta)
-        removed = sorted([layer for layer in order if layer in _removable(region)][:count])
+        removed = sorted([layer for layer in order if layer in removable(region)][:count])
     return Source(spec.model, path, region, tuple(removed), delta, scores)
 
 
@@ -117,14 +118,9 @@ def _rank(spec: ExportSpec, path: Path, delta: Delta | None) -> tuple[list[int],
     return order, scores.to_json()
 
 
-def _removable(region: Region) -> tuple[int, ...]:
-    """Those outside the region; all, where it is the whole decoder."""
-    return region.outside or tuple(range(region.depth))
-
-
 def _count(amount: int | float, region: Region) -> int:
     count = fraction_of(region.depth, amount) if isinstance(amount, float) else amount
-    most = min(len(_removable(region)), region.depth - 1)
+    most = min(len(removable(region)), region.depth - 1)
     if not 1 <= count <= most:
         raise PruningError(f"--prune {amount} is {count} of {region.depth} layers; from 1 to {most} of them may go")
     return count
@@ -137,7 +133,7 @@ def _check_removed(layers: list[int], region: Region) -> None:
         )
     if twice := [layer for layer in layers if layers.count(layer) > 1]:
         raise PruningError(f"--remove names layer {twice[0]} twice; name each once")
-    if kept := [layer for layer in layers if layer not in _removable(region)]:
+    if kept := [layer for layer in layers if layer not in removable(region)]:
         raise PruningError(f"--remove {kept[0]}: layers {list(region.layers)} are protected; leave it out of --remove")
     if len(layers) == region.depth:
         raise PruningError(f"--remove names all {region.depth} layers; at least one must stay")

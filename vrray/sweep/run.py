@@ -8,21 +8,25 @@ import platform
 import sys
 import time
 import uuid
+from contextlib import suppress
 from importlib.metadata import version
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
 from vrray.errors import TrainingError
+from vrray.plans import ORDERS, Ranking
 from vrray.report import draw_figures, format_leaderboard, render_report
+from vrray.scores.table import measurement_of
 from vrray.specs import SweepSpec
 from vrray.store import Store
 from vrray.sweep.jobs import VariantsJob
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.table import baselines, choose, sweep_table
-from vrray.sweep.trial import EVALUATION, evaluation_key
+from vrray.sweep.trial import EVALUATION, Lacking, Measuring, evaluation_key, read_scores
 from vrray.train.desk import follow
 
 
@@ -79,9 +83,21 @@ def _write(store: Store, prepared: Prepared, table: pa.Table, seconds: float) ->
     for name, data in draw_figures(table).items():
         store.write_bytes(f"{folder}/figures/{name}", data)
     store.write_text(f"{folder}/report.md", render_report(table, context))
-    store.write_text(f"{folder}/sweep.json", json.dumps({"context": context, "base": prepared.site.base}, indent=1))
+    about = {"context": context, "base": prepared.site.base, "scores": _ranking_scores(store, prepared, table)}
+    store.write_text(f"{folder}/sweep.json", json.dumps(about, indent=1))
     store.write_bytes(f"{folder}/table.parquet", buffer.getvalue())
     print(format_leaderboard(table, color=sys.stdout.isatty()), flush=True)
+
+
+def _ranking_scores(store: Store, prepared: Prepared, table: pa.Table) -> dict[str, Any]:
+    """By delta, the layer scores that its first ranking follows from, as far as there are any."""
+    found = {}
+    by = Ranking.parse(prepared.spec.rankings[0]).by
+    for key in table["key"].unique().to_pylist() if by not in ORDERS else ():
+        with suppress(Lacking):
+            scores = read_scores(store, prepared.site, Measuring(key, measurement_of(by)))
+            found[key] = scores[by].to_json()
+    return found
 
 
 def describe_run(prepared: Prepared) -> dict[str, str]:

@@ -142,9 +142,8 @@ class SubsetSampler(BaseSampler):
         trials = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         tried = {_point(other) for other in trials}
         untried = [start for start in self._starts if start not in tried]
-        point = (
-            untried[0] if untried else self._promising(trials, tried, np.random.default_rng([self._seed, trial.number]))
-        )
+        random = np.random.default_rng([self._seed % 2**32, trial.number])
+        point = untried[0] if untried else self._promising(trials, tried, random)
         options = {"layers": len(point.layers), "learning_rate": point.learning_rate, "seed": point.seed}
         return options | {_position(number): layer for number, layer in enumerate(point.layers)}
 

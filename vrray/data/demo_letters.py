@@ -1,4 +1,4 @@
-"""Words to read: eight words in several fonts, sizes, colours and places. Each split has font families of its own.
+"""Letters to read: eight capitals in several fonts, sizes, colours and places. No split shares a font family.
 
 Fonts: DejaVu, STIX and Computer Modern, which matplotlib ships; Caladea (Apache-2.0); Manrope, Hanken Grotesk and
 Intuitive (OFL-1.1).
@@ -16,13 +16,12 @@ from vrray.data.demo_order import in_rounds, seeded
 from vrray.data.demo_packages import package_folder
 from vrray.data.tasks import Example
 
-TASK = "font-words"
-QUESTION = "Which word is written in the picture?"
-WORDS = ("sun", "dog", "tree", "fish", "book", "king", "rain", "milk")
+TASK = "font-letters"
+QUESTION = "Which letter is written in the picture?"
+LETTERS = tuple("ABEHKMRS")
 _EXAMPLES = 200  # of each of select and test
 _SIDE = 96
-_NARROWEST, _WIDEST = 70, 92  # px of a written word, with the margins of its letters
-_TALLEST = 80
+_SMALLEST, _LARGEST = 60, 84  # px of a letter's longer side
 _DARK, _LIGHT = (0, 110), (190, 256)  # red, green and blue of the two colours of a picture
 _LIGHT_ON_DARK = 0.3
 
@@ -66,13 +65,13 @@ FONTS: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = {
 }
 
 
-def draw_words(images: Path, training_rows: int) -> dict[str, list[Example]]:
-    """Draws the pictures of every split into the folder `images` and asks for their words.
+def draw_letters(images: Path, training_rows: int) -> dict[str, list[Example]]:
+    """Draws the pictures of every split into the folder `images` and asks for their letters.
 
-    Families alternate, and every eight examples in a row hold each word once.
+    Families alternate, and every eight examples in a row hold each letter once.
 
     Args:
-        training_rows: a multiple of the number of words.
+        training_rows: a multiple of the number of letters.
     """
     rows = {"train": training_rows, "select": _EXAMPLES, "test": _EXAMPLES}
     examples: dict[str, list[Example]] = {}
@@ -81,17 +80,17 @@ def draw_words(images: Path, training_rows: int) -> dict[str, list[Example]]:
         families = [[_font_path(package, file) for file in files] for package, files in FONTS[split].values()]
         (images / TASK / split).mkdir(parents=True)
         examples[split] = []
-        for number, word in enumerate(in_rounds(WORDS, count // len(WORDS), f"{TASK} {split}")):
+        for number, letter in enumerate(in_rounds(LETTERS, count // len(LETTERS), f"{TASK} {split}")):
             font = generator.choice(families[number % len(families)])
-            name = f"{TASK}/{split}/{number:04}-{word}-{font.stem}.png"
-            _write(word, font, generator).save(images / name)
-            examples[split].append(Example(f"{TASK}/{split}/{number}", QUESTION, word, name))
+            name = f"{TASK}/{split}/{number:04}-{letter}-{font.stem}.png"
+            _write(letter, font, generator).save(images / name)
+            examples[split].append(Example(f"{TASK}/{split}/{number}", QUESTION, letter, name))
     return examples
 
 
-def caption_words(examples: Iterable[Example]) -> list[tuple[str, str]]:
+def caption_letters(examples: Iterable[Example]) -> list[tuple[str, str]]:
     """(image, caption) of each example."""
-    return [(example.image, f"the word {example.answer}") for example in examples if example.image]
+    return [(example.image, f"the letter {example.answer}") for example in examples if example.image]
 
 
 def _font_path(package: str, file: str) -> Path:
@@ -99,22 +98,22 @@ def _font_path(package: str, file: str) -> Path:
     return package_folder(package) / folder / file
 
 
-def _write(word: str, font: Path, generator: random.Random) -> Image.Image:
+def _write(letter: str, font: Path, generator: random.Random) -> Image.Image:
     dark, light = (tuple(generator.randrange(*band) for _ in range(3)) for band in (_DARK, _LIGHT))
     ink, paper = (light, dark) if generator.random() < _LIGHT_ON_DARK else (dark, light)
-    fitted = _fit(word, font, generator.randint(_NARROWEST, _WIDEST))
-    left, top, right, bottom = fitted.getbbox(word)
+    fitted = _fit(letter, font, generator.randint(_SMALLEST, _LARGEST))
+    left, top, right, bottom = fitted.getbbox(letter)
     x, y = generator.uniform(0, _SIDE - (right - left)), generator.uniform(0, _SIDE - (bottom - top))
     picture = Image.new("RGB", (_SIDE, _SIDE), paper)
-    ImageDraw.Draw(picture).text((round(x - left), round(y - top)), word, font=fitted, fill=ink)
+    ImageDraw.Draw(picture).text((round(x - left), round(y - top)), letter, font=fitted, fill=ink)
     return picture
 
 
-def _fit(word: str, font: Path, width: int) -> ImageFont.FreeTypeFont:
-    """The font in the size in which the word is so wide, in px, or as tall as a word may be."""
+def _fit(letter: str, font: Path, side: int) -> ImageFont.FreeTypeFont:
+    """The font in the size in which the longer side of the letter's box has so many px."""
     size = 64.0
-    left, top, right, bottom = _load(font, size).getbbox(word)
-    return _load(font, size * min(width / (right - left), _TALLEST / (bottom - top)))
+    left, top, right, bottom = _load(font, size).getbbox(letter)
+    return _load(font, size * side / max(right - left, bottom - top))
 
 
 def _load(font: Path, size: float) -> ImageFont.FreeTypeFont:

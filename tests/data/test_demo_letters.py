@@ -1,4 +1,4 @@
-"""The drawn words: in balance, whole inside their picture, in fonts that no other split has."""
+"""The drawn letters: in balance, large, in fonts that no other split has."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vrray.data import demo_words
-from vrray.data.demo_words import FONTS, QUESTION, WORDS, caption_words, draw_words
+from vrray.data import demo_letters
+from vrray.data.demo_letters import FONTS, LETTERS, QUESTION, caption_letters, draw_letters
 from vrray.data.tasks import Example
 
 
@@ -26,7 +26,7 @@ class Drawn(NamedTuple):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     images = tmp_path_factory.mktemp("images")
-    return Drawn(images, draw_words(images, 160))
+    return Drawn(images, draw_letters(images, 160))
 
 
 def pixels_of(picture: Image.Image) -> NDArray[np.int64]:
@@ -56,35 +56,37 @@ def test_pictures_are_drawn_in_every_font_of_their_split_and_no_other(drawn: Dra
 
 
 @pytest.mark.parametrize("split", ["train", "select", "test"])
-def test_eight_in_a_row_hold_every_word(drawn: Drawn, split: str) -> None:
+def test_eight_in_a_row_hold_every_letter(drawn: Drawn, split: str) -> None:
     answers = [example.answer for example in drawn.examples[split]]
     rounds = [tuple(answers[start : start + 8]) for start in range(0, len(answers), 8)]
-    assert all(sorted(held) == sorted(WORDS) for held in rounds)
+    assert all(sorted(held) == sorted(LETTERS) for held in rounds)
     assert len(set(rounds)) == len(rounds)
     assert {example.question for example in drawn.examples[split]} == {QUESTION}
 
 
-def test_words_are_large_legible_and_not_cut(drawn: Drawn) -> None:
+def test_letters_are_large_and_legible(drawn: Drawn) -> None:
     for example in (e for examples in drawn.examples.values() for e in examples):
         with Image.open(drawn.images / (example.image or "")) as picture:
             assert (picture.size, picture.mode) == ((96, 96), "RGB")
             pixels = pixels_of(picture)
         inked = ink(pixels)
         rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
-        assert 60 <= columns[-1] - columns[0] + 1 <= 96, example
-        assert 15 <= rows[-1] - rows[0] + 1 <= 82, example
-        assert 0.04 < inked.mean() < 0.3, example
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert 45 <= max(height, width) <= 86 and min(height, width) >= 30, example
+        assert 0.05 < inked.mean() < 0.5, example
         assert np.ptp(pixels.reshape(-1, 3), axis=0).min() >= 80, example
 
 
-def test_the_word_is_what_differs_between_two_pictures_of_one_draw() -> None:
-    font = demo_words._font_path("font-caladea", "Caladea-Regular.ttf")
-    pictures = [pixels_of(demo_words._write(word, font, random.Random(3))) for word in WORDS]
+def test_the_letter_is_what_differs_between_two_pictures_of_one_draw() -> None:
+    font = demo_letters._font_path("font-caladea", "Caladea-Regular.ttf")
+    pictures = [pixels_of(demo_letters._write(letter, font, random.Random(3))) for letter in LETTERS]
     assert all((one != other).any() for one, other in combinations(pictures, 2))
-    assert (pixels_of(demo_words._write(WORDS[0], font, random.Random(3))) == pictures[0]).all()
+    assert (pixels_of(demo_letters._write(LETTERS[0], font, random.Random(3))) == pictures[0]).all()
 
 
-def test_captions_say_the_word(drawn: Drawn) -> None:
-    captions = dict(caption_words(drawn.examples["train"]))
-    assert {captions[example.image or ""] for example in drawn.examples["train"]} == {f"the word {w}" for w in WORDS}
-    assert all(captions[e.image or ""] == f"the word {e.answer}" for e in drawn.examples["train"])
+def test_captions_say_the_letter(drawn: Drawn) -> None:
+    captions = dict(caption_letters(drawn.examples["train"]))
+    assert {captions[example.image or ""] for example in drawn.examples["train"]} == {
+        f"the letter {letter}" for letter in LETTERS
+    }
+    assert all(captions[e.image or ""] == f"the letter {e.answer}" for e in drawn.examples["train"])
