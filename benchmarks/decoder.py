@@ -1,7 +1,7 @@
 """How much faster a decoder prefills and decodes when layers are removed, alternating in one run.
 
 python -m benchmarks.decoder [--models smol proportioned] [--removed 0.125 0.25 0.5] [--rounds 7] [--prompt 256]
-    [--tokens 16] [--precision auto]
+    [--tokens 16] [--precision auto] [--threads 1]
 
 The decoder alone: token embeddings, decoder layers, final norm; no vision tower and no language-model head. Removed
 layers are spread evenly; all variants share the weights of one model. In each round every variant reads the prompt
@@ -53,12 +53,14 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=256, help="tokens")
     parser.add_argument("--tokens", type=int, default=16, help="tokens that are decoded")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; several wait for each other on a busy one")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     precision = resolve_precision(options.precision, gpu=torch.cuda.is_available())
     load = os.getloadavg()[0]
     print(
         f"{options.rounds} rounds, batch 1, {options.prompt} tokens read, {options.tokens} decoded, {precision}, "
-        f"{torch.get_num_threads()} threads, load {load:.1f} before the run"
+        f"CPU threads: {torch.get_num_threads()}, load {load:.1f} before the run"
     )
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models:

@@ -29,7 +29,8 @@ from ray.tune.schedulers import ASHAScheduler
 from benchmarks.surrogates import OBJECTIVES, Objective
 from vrray.region import place
 from vrray.sweep.subset_model import SubsetSpace
-from vrray.sweep.subsets import RUNG, RUNG_SCORE, SCORE, SubsetSearch
+from vrray.sweep.subsets import SCORE, SubsetSearch
+from vrray.train.execution import RUNG, RUNG_SCORE
 
 Layers = tuple[int, ...]
 PLACEMENTS = ("uniform", "bottom", "lower-middle", "upper-middle", "top", "hybrid")

@@ -100,6 +100,8 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     for name, field in ExportSpec.model_fields.items():
         flag, about = f"--{name.replace('_', '-')}", field.description
+        if field.default and not field.is_required():
+            about = f"{about} [{field.default}]"
         if field.annotation is bool:
             parser.add_argument(flag, action="store_true", default=None, help=about)
         else:

@@ -241,7 +241,9 @@ class SweepSpec(RunSpec):
     )
     seeds: list[int] = Field([0], min_length=1, description="seeds of the trainings")
     search: Literal["grid", "random", "optuna"] = Field("grid", description="how trials are chosen from the options")
-    trials: int | None = Field(None, ge=1, description="number of trials of a random or Optuna search [8]")
+    trials: int | None = Field(
+        None, ge=1, description="number of trials of a random [8] or Optuna search [24, its placements first]"
+    )
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops weak trials early")
     name: str = Field("sweep", pattern=_NAME, description="the sweep's folder in the store")
     quick: bool = Field(False, description="a small sweep: two placements, two pruning plans, fewer steps and examples")
@@ -303,6 +305,11 @@ class SweepSpec(RunSpec):
         if self.search == "grid" and self.trials is not None:
             raise ValueError("trials goes with search random or optuna; a grid runs every combination")
         return self
+
+    @property
+    def budget(self) -> int:
+        """Number of trials of a search, at most."""
+        return self.trials or {"optuna": 24}.get(self.search, 8)
 
 
 class PretrainSpec(RunSpec):

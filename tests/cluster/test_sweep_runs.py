@@ -125,6 +125,32 @@ def test_stage_1_alone_is_the_one_that_sweeps_start_from(sweep: vrray.Sweep, sto
     assert found["loss"] > 0 and found["delta_bytes"] > 0
 
 
+def test_placements_follow_scores_and_pruned_variants_are_healed(sweep: vrray.Sweep, storage: Path) -> None:
+    placed = {"placements": ["by:gradient", "by:change,spread"], "rankings": ["deepest"], "heal_steps": 1}
+    table = vrray.tune_layers(**{**OPTIONS, **placed, "name": "by-score"}, storage=str(storage)).table
+    rows = {row["variant"]: row for row in table.to_pylist()}
+    trials = ("by-gradient-2", "by-change-spread-2")
+    assert set(rows) == {f"{trial}{end}" for trial in trials for end in ("", "-prune1", "-prune1-healed")} | {"untuned"}
+    for trial in trials:
+        pruned, healed = rows[f"{trial}-prune1"], rows[f"{trial}-prune1-healed"]
+        assert (
+            pruned["removed_layers"] == healed["removed_layers"] == [max(set(range(30)) - set(pruned["tuned_layers"]))]
+        )
+        assert (pruned["key"], pruned["healed"], healed["healed"]) == (rows[trial]["key"], False, True)
+        assert healed["key"] != pruned["key"] and healed["score_visual"] is not None
+    low, high = rows["by-change-spread-2"]["tuned_layers"]
+    assert low < 15 <= high
+    shared = {name: OPTIONS[name] for name in ("global_batch", "max_steps", "projector_steps", "calibration")}
+    scores = vrray.score_layers(**shared, scores=["gradient", "angular"], storage=str(storage))
+    assert sorted(scores.order("gradient")[:2]) == rows["by-gradient-2"]["tuned_layers"]
+    assert scores.table.num_rows == 60 and min(scores.table["samples"].to_pylist()) == 4
+    agreement = {(row["a"], row["b"]): row["rank_correlation"] for row in scores.correlations.to_pylist()}
+    assert agreement["angular", "gradient"] == agreement["gradient", "angular"]
+    folder = storage / "layer-scores" / "scores"
+    assert (folder / "figures" / "layer_scores.png").stat().st_size > 5_000
+    assert "rank correlation" in (folder / "report.md").read_text()
+
+
 def test_a_failing_trial_is_marked_and_the_next_one_runs(sweep: vrray.Sweep, storage: Path) -> None:
     options = {**OPTIONS, "placements": ["bottom"], "learning_rates": [1e30, 1e-4], "prune": [0], "name": "failing"}
     table = vrray.tune_layers(**options, storage=str(storage)).table

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,3 +136,25 @@ def test_processor_and_generation_settings_come_along(exported: Exported) -> Non
     assert exported.found["prompt"] == "<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\n"
     for name in ("tokenizer.json", "processor_config.json", "chat_template.jinja", "generation_config.json"):
         assert (exported.out / name).read_bytes() == (exported.source / name).read_bytes()
+
+
+def test_the_demo_needs_one_import_of_vrray(smol: Path, tmp_path: Path) -> None:
+    vrray.export(model="smol", remove="3,29", out=tmp_path / "out")
+    program = """
+import sys, torch
+from transformers import AutoModelForImageTextToText
+import vrray.models.tower
+
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1])
+with torch.inference_mode():
+    torch.save(model(input_ids=torch.tensor([[504, 3575, 282, 4649, 314]])).logits, sys.argv[2])
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "out"), str(tmp_path / "logits")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = load_model(smol)
+    remove_layers(model, (3, 29), Region.none(30))
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([[504, 3575, 282, 4649, 314]])).logits
+    assert torch.equal(torch.load(tmp_path / "logits"), expected)
+    assert "import vrray.models.tower" in (tmp_path / "out" / "README.md").read_text()

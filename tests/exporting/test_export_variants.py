@@ -48,6 +48,8 @@ ROW = {
     "retention_visual": 0.9375,
     "floor_visual": 0.2,
     "blind_visual": 0.21,
+    "ranking": "bi-iterative",
+    "healed": True,
 }
 
 
@@ -208,6 +210,8 @@ def test_the_card_of_a_variant(exports: dict[str, Path], ground: Ground) -> None
         "4 of its 6 decoder layers",
         "layers-1-4: layers 1, 4",
         "| removed layers | 0, 2 |",
+        "| chosen by | bi-iterative |",
+        "| healed | by a short training",
         "| visual | select | 0.750 | 0.625 to 0.875 |",
         "| visual | test | 0.500 | 0.375 to 0.625 |",
         "Visual retention: 93.8 %",

@@ -109,19 +109,19 @@ def test_an_evaluation_is_that_of_its_variant_and_questions() -> None:
 
 def test_a_grid_runs_every_distinct_training_once(tiny_model: Path, store: Store) -> None:
     plan = prepared(tiny_model, store, placements=["all", "uniform", "0,3"], layers=[2, 1.0], prune=[0], seeds=[0, 1])
-    assert len(plan.points()) == 12
-    regions = [(plan.trial(config).region.layers, config["seed"]) for config in plan.configs()]
+    assert len(plan.space.points()) == 12
+    regions = [(plan.space.trial(config).region.layers, config["seed"]) for config in plan.space.configs()]
     everything = tuple(range(DEPTH))
     assert sorted(regions) == [(everything, 0), (everything, 1), ((0, 3), 0), ((0, 3), 1)]
-    assert {plan.trial(config).start for config in plan.configs()} == {plan.projector.key}
+    assert {plan.space.trial(config).start for config in plan.space.configs()} == {plan.projector.key}
 
 
 def test_a_random_search_draws_some_of_them(tiny_model: Path, store: Store) -> None:
     options = {"placements": ["uniform", "bottom", "top"], "learning_rates": [1e-4, 2e-4], "search": "random"}
-    three, again = (prepared(tiny_model, store, trials=3, **options).configs() for _ in range(2))
+    three, again = (prepared(tiny_model, store, trials=3, **options).space.configs() for _ in range(2))
     assert three == again
     assert len({str(config) for config in three}) == 3
-    assert len(prepared(tiny_model, store, trials=20, **options).configs()) == 6
+    assert len(prepared(tiny_model, store, trials=20, **options).space.configs()) == 6
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,9 @@ def test_features_as_asked(tiny_model: Path, store: Store) -> None:
     assert not live.features.cached and not live.site.chunks
     assert kept.features.gib == live.features.gib > 0
     assert kept.features.reason == live.features.reason == f"as asked; {images_of(kept)} images take 0.00 GiB"
-    assert [live.trial(point).key for point in live.points()] == [kept.trial(point).key for point in kept.points()]
+    assert [live.space.trial(point).key for point in live.space.points()] == [
+        kept.space.trial(point).key for point in kept.space.points()
+    ]
 
 
 def test_features_follow_from_the_tower_alone(tiny_model: Path, store: Store, tmp_path: Path) -> None:
@@ -232,7 +234,9 @@ def test_how_a_training_runs(tiny_model: Path, store: Store) -> None:
     plain, other = prepared(tiny_model, store), prepared(tiny_model, store, **options)
     assert plain.site.execution == Execution(micro_batch=8)
     assert other.site.execution == Execution(3, 1, True, DEPTH, True, 120.0, 7, 1, True)
-    assert [other.trial(point).key for point in other.points()] == [plain.trial(point).key for point in plain.points()]
+    assert [other.space.trial(point).key for point in other.space.points()] == [
+        plain.space.trial(point).key for point in plain.space.points()
+    ]
 
 
 def test_memory_decides_how_a_training_runs(tiny_model: Path, store: Store) -> None:
@@ -247,8 +251,8 @@ def test_memory_decides_how_a_training_runs(tiny_model: Path, store: Store) -> N
 def test_a_single_training_scores_nothing(tiny_model: Path, store: Store) -> None:
     spec = FinetuneSpec.parse({"model": str(tiny_model), "placement": "0,3", "learning_rate": 0.5, "seed": 4, **SMALL})
     plan = prepare(spec.as_sweep(), store, gpu=False, worker_memory=8 * GIB)
-    (config,) = plan.configs()
-    trial = plan.trial(config)
+    (config,) = plan.space.configs()
+    trial = plan.space.trial(config)
     assert (trial.region.layers, trial.recipe.learning_rate, trial.seed, trial.pruning) == (
         (0, 3),
         0.5,
@@ -257,19 +261,19 @@ def test_a_single_training_scores_nothing(tiny_model: Path, store: Store) -> Non
     )
     assert (plan.site.select, plan.test) == ((), ())
     sweep = prepared(tiny_model, store, placements=["0,3"], learning_rates=[0.5], seeds=[4])
-    assert sweep.trial(sweep.configs()[0]).key == trial.key  # a sweep finds what a single training trained
+    assert sweep.space.trial(sweep.space.configs()[0]).key == trial.key  # a sweep finds what a single training trained
     text = plan_text(store, plan, [trial], CAPACITY, 1)
     assert "0 complete in the store, 1 to train" in text
     assert "blind floor" not in text
     assert not is_complete(store, plan.site, trial)
     store.put(DELTA, trial.key, lambda folder: None)
     assert is_complete(store, plan.site, trial)
-    assert not is_complete(store, sweep.site, sweep.trial(sweep.configs()[0]))
+    assert not is_complete(store, sweep.site, sweep.space.trial(sweep.space.configs()[0]))
 
 
 def test_the_plan_counts_what_is_left(tiny_model: Path, store: Store) -> None:
     plan = prepared(tiny_model, store, placements=["uniform", "bottom"], name="where")
-    trials = [plan.trial(config) for config in plan.configs()]
+    trials = [plan.space.trial(config) for config in plan.space.configs()]
     text = plan_text(store, plan, trials, CAPACITY, 2)
     assert "sweep 'where':" in text and "6 decoder layers" in text and "12 training rows" in text
     assert "trials: 2 (4 variants); 0 complete in the store, 2 to train" in text
@@ -287,7 +291,7 @@ def test_the_plan_counts_what_is_left(tiny_model: Path, store: Store) -> None:
 
 def test_time_follows_from_the_measured_projector_stage(tiny_model: Path, store: Store) -> None:
     plan = prepared(tiny_model, store, placements=["uniform", "bottom"])
-    trials = [plan.trial(config) for config in plan.configs()]
+    trials = [plan.space.trial(config) for config in plan.space.configs()]
     assert estimated_seconds(store, plan, trials, 1) is None
     store.put(DELTA, plan.projector.key, lambda folder: None, {"flops_per_second": 1e4})
     whole = estimated_seconds(store, plan, trials, 1)

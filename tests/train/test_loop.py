@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from vrray.data.schedule import Schedule, Step
 from vrray.errors import TrainingError
 from vrray.region import Region, place
 from vrray.specs import Recipe
-from vrray.train.execution import Execution
+from vrray.train.execution import RUNG, RUNG_SCORE, Execution
 from vrray.train.loop import Trained, Training, train
 from vrray.train.loss import SupervisedLoss
 from vrray.train.workspace import Workspace
@@ -49,6 +50,7 @@ class Run:
 
     trained: Trained
     reported: tuple[float, ...]
+    rungs: dict[int, float]
     base_untouched: bool
     loss_before: float
     loss_after: float
@@ -62,10 +64,12 @@ def uneven_rows(rows: tuple[Row, ...]) -> tuple[Row, ...]:
 def run(workspace: Workspace, rows: tuple[Row, ...], training: Training) -> Run:
     before = {name: tensor.clone() for name, tensor in workspace.model.state_dict().items()}
     modules = states(workspace.model)
-    reported: list[float] = []
+    reports: list[dict[str, Any]] = []
     training = replace(training, rows=training.rows or rows)
     loss_before = whole_loss(workspace, rows)
-    trained = train(workspace, training, lambda metrics: reported.append(metrics.get("step", 0.0)))
+    trained = train(workspace, training, reports.append)
+    reported = [report.get("step", 0.0) for report in reports if RUNG not in report]
+    rungs = {report[RUNG]: report[RUNG_SCORE] for report in reports if RUNG in report}
     untouched = base_is(workspace.model, before) and states(workspace.model) == modules
     recipe = training.recipe
     adapted = recipe.mode == "lora" and len(training.region) > 0
@@ -73,7 +77,7 @@ def run(workspace: Workspace, rows: tuple[Row, ...], training: Training) -> Run:
     delta = Delta(trained.tensors, training.region, workspace.base, "lora" if adapted else "full", rank, alpha)
     with applied(workspace.model, delta, workspace.base):
         loss_after = whole_loss(workspace, rows)
-    return Run(trained, tuple(reported), untouched, loss_before, loss_after)
+    return Run(trained, tuple(reported), rungs, untouched, loss_before, loss_after)
 
 
 def states(model: Any) -> list[tuple[Any, ...]]:
@@ -105,6 +109,7 @@ def on_one(ground: Ground) -> dict[str, Run]:
     workspace, rows = ground.workspace(), ground.rows
     return {
         "plain": run(workspace, rows, how(PLAIN, micro_batch=8)),
+        "asked": run(workspace, rows, replace(how(PLAIN, rungs=(1, STEPS)), asked=rows)),
         "uneven": run(workspace, rows, uneven_training(rows)),
     }
 
@@ -136,6 +141,9 @@ def on_two(ground: Ground) -> dict[str, Any]:
         "lora accumulated": how(lora, micro_batch=2),
         "lora packed": how(lora, packing=True),
         "projector": replace(PLAIN, region=Region.none(DEPTH)),
+        "asked": replace(how(PLAIN, rungs=(1, STEPS)), asked=rows),
+        "asked, partitioned": replace(how(PLAIN, rungs=(1, STEPS), resident=False), asked=rows),
+        "asked, lora": replace(how(lora, rungs=(STEPS,)), asked=rows[:7]),
         "lora without region": replace(PLAIN, region=Region.none(DEPTH), recipe=LORA),
     }
     runs: dict[str, Any] = {name: run(workspace, rows, training) for name, training in trainings.items()}
@@ -323,3 +331,17 @@ def test_what_is_reported(two: dict[str, Run]) -> None:
     assert all(value > 0 for name, value in metrics.items() if name not in ("skipped", "padded_share"))
     assert 0 <= metrics["padded_share"] < 0.5
     assert two["packed"].trained.metrics["padded_share"] == 0
+
+
+def test_answers_are_scored_on_the_way(one: dict[str, Run], two: dict[str, Any], ground: Ground) -> None:
+    """What is asked does not change the training, and does not depend on how it is carried out."""
+    assert one["asked"].trained.losses == one["plain"].trained.losses
+    for name in ("asked", "asked, partitioned"):
+        assert two[name].trained.losses == losses(one["plain"])
+        assert two[name].rungs == pytest.approx(one["asked"].rungs, rel=1e-4)
+    first, last = one["asked"].rungs[1], one["asked"].rungs[STEPS]
+    assert last == pytest.approx(math.exp(-one["asked"].loss_after), rel=1e-4)
+    assert 0 < first < last < 1
+    assert 0 < two["asked, lora"].rungs[STEPS] < 1
+    assert two["asked, lora"].trained.losses == two["lora"].trained.losses
+    assert two["plain"].rungs == {}

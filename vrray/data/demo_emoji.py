@@ -6,7 +6,7 @@ The drawings are Twemoji (Twitter, Inc and other contributors, CC-BY 4.0), from 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,12 +82,10 @@ def draw_emoji(images: Path, training_rows: int) -> dict[str, list[Example]]:
     for split, count in rounds.items():
         generator = seeded(f"{TASK} {split} pictures")
         (images / TASK / split).mkdir(parents=True)
-        next_emoji = {
-            group.answer: _forever(pictures[split, group.answer], f"{TASK} {split} {group.answer}") for group in GROUPS
-        }
+        coming = {g.answer: in_rounds(pictures[split, g.answer], count, f"{TASK} {split} {g.answer}") for g in GROUPS}
         examples[split] = []
         for number, group in enumerate(in_rounds(GROUPS, count, f"{TASK} {split}")):
-            code = f"{ord(next(next_emoji[group.answer])):x}"
+            code = f"{ord(next(coming[group.answer])):x}"
             name = f"{TASK}/{split}/{number:04}-{code}.png"
             with Image.open(drawings / f"{code}.png") as drawing:
                 _paint(drawing.convert("RGBA"), generator).save(images / name)
@@ -95,7 +93,7 @@ def draw_emoji(images: Path, training_rows: int) -> dict[str, list[Example]]:
     return examples
 
 
-def caption_emoji(examples: list[Example]) -> list[tuple[str, str]]:
+def caption_emoji(examples: Iterable[Example]) -> list[tuple[str, str]]:
     """(image, caption) of each example."""
     captions = {group.answer: group.caption for group in GROUPS}
     return [(example.image, captions[example.answer]) for example in examples if example.image]
@@ -110,13 +108,6 @@ def _split_emoji() -> dict[tuple[str, str], list[str]]:
         splits["test", group.answer] = emoji[PICTURES_PER_GROUP : 2 * PICTURES_PER_GROUP]
         splits["train", group.answer] = emoji[2 * PICTURES_PER_GROUP :]
     return splits
-
-
-def _forever(emoji: list[str], name: str) -> Iterator[str]:
-    rounds = 0
-    while True:
-        yield from shuffled(emoji, f"{name} {rounds}")
-        rounds += 1
 
 
 def _paint(drawing: Image.Image, generator: random.Random) -> Image.Image:

@@ -124,8 +124,11 @@ def _plan(source: Source, exported: Exported) -> str:
         rows += [("tuned", f"{tuned}; and the projector"), ("trained", how), ("base's identity", f"`{delta.base}`")]
     elif len(region):
         rows.append(("protected from pruning", f"layers {_listed(region)}"))
+    ranking = source.row.get("ranking") or (source.scores or {}).get("name")
     rows += [
         ("removed layers", _listed(source.removed)),
+        *([("chosen by", str(ranking))] if ranking and source.removed else []),
+        *([("healed", "by a short training of the tuned layers afterwards")] if source.row.get("healed") else []),
         ("decoder layers", f"{len(source.kept)} of {region.depth}"),
         ("parameters", f"{exported.parameters:,}"),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -68,8 +69,6 @@ class ExportSpec(Frozen):
 
     def command(self) -> str:
         """The command line that says the same."""
-        import shlex
-
         words = ["vrray", "export"]
         for name, value in self.model_dump(exclude_defaults=True).items():
             flag = f"--{name.replace('_', '-')}"

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from vrray.data.rows import Row
-from vrray.data.tasks import TaskExamples
 from vrray.scores.ablation import ablation_losses
 from vrray.scores.forward import decode, own_batches, tokens_of
 from vrray.scores.gradient import gradient_watch
@@ -45,17 +44,6 @@ def measure(workspace: Workspace, measurement: Measurement, rows: Sequence[Row])
         if table:
             samples[name] = np.stack(table)
     return samples
-
-
-def text_rows(workspace: Workspace, tasks: Sequence[TaskExamples]) -> list[Row]:
-    """The questions of textual tasks with their answers supervised, for data whose rows all have images."""
-    tokenizer, rows = workspace.processor.tokenizer, []
-    for example in (example for group in tasks if group.task.ability == "textual" for example in group.examples):
-        prompt, answer = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (example.question, f" {example.answer}")
-        )
-        rows.append(Row(example.id, (*prompt, *answer), (False,) * len(prompt) + (True,) * len(answer), ()))
-    return rows
 
 
 Found = dict[str, dict[int, NDArray[np.float64]]]  # of each score, the layers' values by the row's number

@@ -19,25 +19,26 @@ from ray import tune
 from vrray.errors import TrainingError
 from vrray.store import Store
 from vrray.sweep.jobs import TrialJob
-from vrray.sweep.trial import DELTA, EVALUATION, Site, Trial, evaluation_key, is_complete
+from vrray.sweep.space import Space
+from vrray.sweep.trial import DELTA, EVALUATION, Site, evaluation_key, is_complete, main_score
 from vrray.train.desk import follow
 
 DRIVER_MEMORY = 64 << 20
-Point = tuple[tuple[str, Any], ...]
 
 
-def point_of(config: Mapping[str, Any]) -> Point:
-    """A point of the search space as a dictionary key."""
-    return tuple(sorted((config.get("point") or config).items()))
+def point_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The point of the search space that Tune's configuration holds."""
+    point: dict[str, Any] = config["point"]
+    return point
 
 
-def tune_trial(config: dict[str, Any], trials: dict[Point, Trial], site: Site, store_uri: str, desk: Any) -> None:
+def tune_trial(config: dict[str, Any], space: Space, site: Site, store_uri: str, desk: Any) -> None:
     """One Tune trial: its metrics are the latest of each name that the workers reported; at the end it is `finished`,
     with a `score` where there are tasks, or `failed` with the reason.
 
     A failure is reported, not raised: Tune repeats what raises, for it takes that for a lost driver.
     """
-    trial, store = trials[point_of(config)], Store(store_uri)
+    trial, store = space.trial(point_of(config)), Store(store_uri)
     seen: dict[str, Any] = {"trial": trial.region.name, "key": trial.key}
     if not is_complete(store, site, trial):
         try:
@@ -50,7 +51,7 @@ def tune_trial(config: dict[str, Any], trials: dict[Point, Trial], site: Site, s
     seen["finished"] = True
     if site.select:
         about = store.describe(EVALUATION, evaluation_key(trial.key, (), site.select, False))
-        seen["score"] = about["score_visual"] if about["score_visual"] is not None else about["score_textual"]
+        seen["score"] = main_score(about)
     with tempfile.TemporaryDirectory(prefix="vrray-") as folder:
         Path(folder, "artefact.json").write_text(json.dumps({"delta": store.location(DELTA, trial.key)}))
         tune.report(seen, checkpoint=tune.Checkpoint.from_directory(folder))

@@ -83,11 +83,11 @@ def estimated_seconds(store: Store, prepared: Prepared, missing: Sequence[Trial]
 def _trials_line(prepared: Prepared, trials: Sequence[Trial], missing: Sequence[Trial], trainings: int) -> list[str]:
     spec = prepared.spec
     if spec.search == "optuna":
-        return [f"trials: {spec.trials or 8}, proposed by Optuna; up to {len(spec.prune)} pruning plans each"]
+        return [f"trials: up to {spec.budget}, subsets of layers proposed by Optuna from the placements on"]
     if not trials and not _finds_trials(prepared):
         return []
     variants, reused = sum(map(_variants, trials)), len(trials) - len(missing)
-    later = [name for name in prepared.placing_scores if name not in prepared.layer_scores]
+    later = [name for name in prepared.space.placing_scores if name not in prepared.space.layer_scores]
     more = f"; more of them once layer scores are measured ({', '.join(later)})" if later else ""
     return [f"trials: {len(trials)} ({variants} variants); {reused} complete in the store, {trainings} to train{more}"]
 
@@ -101,7 +101,9 @@ def _variants(trial: Trial) -> int:
 
 def _finds_trials(prepared: Prepared) -> bool:
     """Whether there will be trials that are not known yet."""
-    return prepared.spec.search == "optuna" or any(s not in prepared.layer_scores for s in prepared.placing_scores)
+    return prepared.spec.search == "optuna" or any(
+        s not in prepared.space.layer_scores for s in prepared.space.placing_scores
+    )
 
 
 def _time_line(store: Store, prepared: Prepared, missing: Sequence[Trial], at_once: int) -> list[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -30,10 +28,10 @@ from vrray.models.loading import (
     resolve_model,
     tower_identity,
 )
-from vrray.plans import Ranking, plan_pruning
 from vrray.region import Region, by_score, place
 from vrray.specs import HELD_OUT, Recipe, SweepSpec
 from vrray.store import Store
+from vrray.sweep.space import Space
 from vrray.sweep.trial import Site, Trial, trial_key
 from vrray.train.execution import Execution
 from vrray.train.memory import MemoryChoice, MemoryEstimate, choose_memory, estimate_memory
@@ -54,7 +52,7 @@ class FeaturePlan:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sweep ready to run: where (`site`), the projector stage, and every trial of its space by configuration."""
+    """A sweep ready to run: where (`site`), the projector stage, and the space of its trials."""
 
     spec: SweepSpec
     model_path: Path
@@ -63,12 +61,11 @@ class Prepared:
     shape: ModelShape
     template: str
     projector: Trial
-    space: dict[str, list[Any]]
+    space: Space
     test: tuple[TaskExamples, ...]
     data: Ingested
     choice: MemoryChoice
     features: FeaturePlan
-    layer_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -79,54 +76,6 @@ class Prepared:
     def longest(self) -> int:
         """Tokens of the longest training row."""
         return self.data.longest
-
-    def trial(self, config: dict[str, Any]) -> Trial:
-        """The trial of one point of the search space.
-
-        Raises:
-            RegionError, PruningError: the point has no region, or none yet, or too little to prune.
-        """
-        spec = self.spec
-        region = place(config["placement"], self.shape.depth, config["layers"], config["seed"], self.layer_scores)
-        rate = config["learning_rate"] or spec.recipe().learning_rate
-        recipe = spec.recipe().model_copy(update={"learning_rate": rate, "precision": self.precision})
-        key = trial_key(self.site.base, self.site.calibration_key, region, recipe, config["seed"], self.projector.key)
-        pruning = plan_pruning(
-            spec.prune,
-            [Ranking.parse(text) for text in spec.rankings],
-            region,
-            protect=spec.protect,
-            heal_steps=spec.heal_steps,
-            total=self.shape.total,
-            layer=self.shape.layer,
-        )
-        rows, start = self.site.calibration_key, self.projector.key
-        return Trial(key, region, recipe, config["seed"], rows, start, pruning)
-
-    def all_layers(self) -> Trial:
-        """The training of all layers with the first learning rate and seed: what `scores_of` "all" means."""
-        first = {name: values[0] for name, values in self.space.items()}
-        return self.trial({**first, "placement": "all"})
-
-    @property
-    def placing_scores(self) -> list[str]:
-        """The layer scores that placements follow."""
-        named = [by_score(placement) for placement in self.space["placement"]]
-        return list(dict.fromkeys(by[0] for by in named if by))
-
-    def points(self) -> list[dict[str, Any]]:
-        """All points of the search space; without those whose layer score is not there yet."""
-        points = [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
-        return [point for point in points if (by := by_score(point["placement"])) is None or by[0] in self.layer_scores]
-
-    def configs(self) -> list[dict[str, Any]]:
-        """The points that a grid or a random search runs, without those that would train the same weights twice."""
-        distinct = list({self.trial(point).key: point for point in reversed(self.points())}.values())[::-1]
-        if self.spec.search == "random":
-            wanted = min(self.spec.trials or 8, len(distinct))
-            chosen = random.Random(self.spec.seeds[0]).sample(range(len(distinct)), wanted)
-            return [distinct[index] for index in sorted(chosen)]
-        return distinct
 
 
 def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> Prepared:
@@ -184,15 +133,13 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
             checkpoint_steps=spec.checkpoint_steps,
             max_skipped=spec.max_skipped,
             compile=spec.compile,
+            rungs=_rungs(recipe.steps(data.rows)) if spec.scheduler == "asha" else (),
         ),
     )
-    space: dict[str, list[Any]] = {
-        "placement": list(spec.placements),
-        "layers": list(spec.layers),
-        "learning_rate": [*spec.learning_rates] if spec.learning_rates else [None],
-        "seed": list(spec.seeds),
-    }
-    prepared = Prepared(
+    space = Space(spec, recipe.precision, shape.depth, shape.total, shape.layer, base, data.key, projector.key)
+    # Finds regions that do not fit and plans that remove too much, before anything starts.
+    replace(space, layer_scores={name: [0.0] * shape.depth for name in space.placing_scores}).configs()
+    return Prepared(
         spec,
         model_path,
         recipe.precision,
@@ -206,9 +153,6 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
         memory,
         features,
     )
-    # Finds regions that do not fit and plans that remove too much, before anything starts.
-    replace(prepared, layer_scores={name: [0.0] * shape.depth for name in prepared.placing_scores}).configs()
-    return prepared
 
 
 def resolve_precision(wanted: Literal["auto", "bf16", "fp32"], gpu: bool) -> Literal["bf16", "fp32"]:
@@ -325,6 +269,12 @@ def _memory(
         return max(estimates, key=lambda estimate: estimate.total)
 
     return choose_memory(spec.zero, spec.frozen, spec.activation_checkpointing, shape.depth, available, largest)
+
+
+def _rungs(steps: int) -> tuple[int, ...]:
+    """Where trials are compared: after a quarter of their steps and after half of them."""
+    first = max(1, steps // 4)
+    return tuple(step for step in (first, 2 * first) if step < steps)
 
 
 def _projector_trial(spec: SweepSpec, shape: ModelShape, recipe: Recipe, base: str, rows: str) -> Trial:

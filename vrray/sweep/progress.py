@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,8 +11,8 @@ import ray
 from ray import tune
 from tqdm import tqdm
 
-from vrray.sweep.bridge import Point, point_of
-from vrray.sweep.trial import Trial
+from vrray.sweep.bridge import point_of
+from vrray.sweep.space import Space
 
 _LOG_EVERY_SECONDS = 15.0
 
@@ -77,8 +76,8 @@ class Progress:
 class TuneProgress(tune.Callback):
     """Passes Tune's trial events on to a `Progress`, and tells the desk when a scheduler stops a trial."""
 
-    def __init__(self, progress: Progress, desk: Any, trials: Mapping[Point, Trial]):
-        self._progress, self._desk, self._trials = progress, desk, trials
+    def __init__(self, progress: Progress, desk: Any, space: Space):
+        self._progress, self._desk, self._space = progress, desk, space
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if not {"finished", "failed"} & result.keys():
@@ -86,16 +85,16 @@ class TuneProgress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         result = trial.last_result or {}
-        name = self._trials[point_of(trial.config)].region.name
+        name = self._space.trial(point_of(trial.config)).region.name
         if "finished" in result:
             score = f", score {result['score']:.3f}" if "score" in result else ""
             self._progress.say(f"{name}: finished{score}")
         elif "failed" in result:
             self._progress.say(f"{name}: failed, {result['failed']}")
         else:
-            ray.get(self._desk.cancel.remote(self._trials[point_of(trial.config)].key))
+            ray.get(self._desk.cancel.remote(self._space.trial(point_of(trial.config)).key))
             self._progress.say(f"{name}: stopped by the scheduler at step {result.get('step', 0):g}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        name = self._trials[point_of(trial.config)].region.name
+        name = self._space.trial(point_of(trial.config)).region.name
         self._progress.say(f"{name}: failed, the others go on; the reason is in the table")

@@ -108,7 +108,7 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
     return {
         "model": spec.model,
         "data": f"{' '.join(spec.data)} ({prepared.rows} training rows)",
-        "recipe": json.dumps(prepared.trial(prepared.configs()[0]).recipe.model_dump()),
+        "recipe": json.dumps(prepared.space.trial(prepared.space.configs()[0]).recipe.model_dump()),
         "seeds": ", ".join(map(str, spec.seeds)),
         "workers": f"{spec.workers} a trial, {spec.cpus_per_worker:g} CPUs each",
         "command": " ".join(sys.argv),

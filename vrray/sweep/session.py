@@ -22,8 +22,17 @@ from vrray.sweep.loggers import tune_loggers
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
 from vrray.sweep.prepare import Prepared, prepare
 from vrray.sweep.progress import Progress, TuneProgress
-from vrray.sweep.trial import DELTA, SCORES, Measuring, Trial, is_complete, read_scores, scores_key
+from vrray.sweep.trial import (
+    DELTA,
+    SCORES,
+    Measuring,
+    Trial,
+    is_complete,
+    read_scores,
+    scores_key,
+)
 from vrray.train.desk import Setup, follow
+from vrray.train.execution import RUNG, RUNG_SCORE
 from vrray.train.group import WorkerGroups
 from vrray.train.launch import Capacity, failure_reason
 
@@ -54,7 +63,7 @@ class Session:
             return self
         if any(work.delta != self.prepared.projector.key for work in works):
             self.progress.say("layer scores: all layers are tuned first")
-            for report in follow(self.workers.desk, TrialJob(self.prepared.site, self.prepared.all_layers())):
+            for report in follow(self.workers.desk, TrialJob(self.prepared.site, self.prepared.space.all_layers())):
                 self.progress.update("all", report)
         self.measure(works)
         prepared = _placed(self.store, self.prepared)
@@ -119,8 +128,8 @@ class Session:
 
     def _run_under_tune(self) -> tuple[list[Trial], dict[str, str]]:
         store, prepared, spec = self.store, self.prepared, self.prepared.spec
-        by_point = {point_of(point): prepared.trial(point) for point in prepared.points()}
-        pending = [c for c in prepared.configs() if not is_complete(store, prepared.site, by_point[point_of(c)])]
+        space, site = prepared.space, prepared.site
+        pending = [config for config in space.configs() if not is_complete(store, site, space.trial(config))]
         searcher = _searcher(prepared)
         if searcher is None and not pending:
             return self.trials, {}
@@ -128,19 +137,19 @@ class Session:
         self.progress.say(f"metrics of each step: {store.location('ray', name)} ({', '.join(spec.loggers) or 'none'})")
         failures: dict[str, str] = {}
         ran = {trial.key: trial for trial in self.trials}
-        for result in self._tuner(name, by_point, pending, searcher).fit():
-            trial = by_point[point_of(result.config or {})]
+        for result in self._tuner(name, pending, searcher).fit():
+            trial = space.trial(point_of(result.config or {}))
             ran[trial.key] = trial
             if not is_complete(store, prepared.site, trial):
                 failures[trial.key] = _why(result)
         return list(ran.values()), failures
 
-    def _tuner(self, name: str, by_point: dict[Any, Trial], pending: list[dict[str, Any]], searcher: Any) -> tune.Tuner:
-        spec, desk = self.prepared.spec, self.workers.desk
+    def _tuner(self, name: str, pending: list[dict[str, Any]], searcher: Any) -> tune.Tuner:
+        spec, space, desk = self.prepared.spec, self.prepared.space, self.workers.desk
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         trainable = tune.with_parameters(
-            tune_trial, trials=by_point, site=self.prepared.site, store_uri=self.store.uri, desk=desk
+            tune_trial, space=space, site=self.prepared.site, store_uri=self.store.uri, desk=desk
         )
         # Drivers take memory but no CPU: a driver that held one could starve the workers it waits for.
         resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": DRIVER_MEMORY}])
@@ -148,17 +157,19 @@ class Session:
             tune.with_resources(trainable, resources),
             param_space={"point": tune.grid_search(pending)} if searcher is None else {},
             tune_config=tune.TuneConfig(
-                num_samples=1 if searcher is None else spec.trials or 8,
+                num_samples=1 if searcher is None else spec.budget,
                 # One driver more than groups is up, so that a group need not wait for the next driver's start.
                 max_concurrent_trials=self.groups + (searcher is None),
                 search_alg=searcher,
                 scheduler=_scheduler(self.prepared),
-                trial_dirname_creator=lambda trial: f"{by_point[point_of(trial.config)].region.name}-{trial.trial_id}",
+                trial_dirname_creator=lambda trial: (
+                    f"{space.trial(point_of(trial.config)).region.name}-{trial.trial_id}"
+                ),
             ),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=self.store.location("ray"),
-                callbacks=[TuneProgress(self.progress, desk, by_point), *tune_loggers(spec.loggers, spec.name)],
+                callbacks=[TuneProgress(self.progress, desk, space), *tune_loggers(spec.loggers, spec.name)],
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 verbose=0,
             ),
@@ -196,16 +207,20 @@ def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
 
 def _trials(store: Store, prepared: Prepared) -> tuple[list[Trial], list[Trial]]:
     """The trials of a grid or a random search, and those of them that the store does not hold."""
-    trials = [prepared.trial(config) for config in prepared.configs()] if prepared.spec.search != "optuna" else []
+    trials = (
+        [prepared.space.trial(config) for config in prepared.space.configs()]
+        if prepared.spec.search != "optuna"
+        else []
+    )
     return trials, [trial for trial in trials if not is_complete(store, prepared.site, trial)]
 
 
 def _placing(prepared: Prepared) -> dict[str, Measuring]:
     """What is measured for each score that a placement follows."""
     found = {}
-    for score in prepared.placing_scores:
+    for score in prepared.space.placing_scores:
         tuned = score == "change" or prepared.spec.scores_of == "all"
-        of = prepared.all_layers() if tuned else prepared.projector
+        of = prepared.space.all_layers() if tuned else prepared.projector
         found[score] = Measuring(of.key, measurement_of(score))
     return found
 
@@ -228,7 +243,7 @@ def _placed(store: Store, prepared: Prepared) -> Prepared:
         if score not in found:
             raise SpecError(f"placement by:{score}: {missing_score(score)}")
         values[score] = found[score].values
-    return replace(prepared, layer_scores=values)
+    return replace(prepared, space=replace(prepared.space, layer_scores=values))
 
 
 def _why(result: Any) -> str:
@@ -245,24 +260,28 @@ def _steps_left(store: Store, prepared: Prepared, missing: Sequence[Trial]) -> i
 
 
 def _searcher(prepared: Prepared) -> Any:
-    if prepared.spec.search != "optuna":
+    """Proposes subsets of layers, from the named placements on; None for a grid and a random search."""
+    spec, space = prepared.spec, prepared.space
+    if spec.search != "optuna":
         return None
-    from optuna.samplers import TPESampler
-    from ray.tune.search.optuna import OptunaSearch
+    from vrray.sweep.subset_model import SubsetSpace
+    from vrray.sweep.subsets import SubsetSearch
 
-    space = {name: tune.choice(values) for name, values in prepared.space.items()}
-    return OptunaSearch(space=space, metric="score", mode="max", sampler=TPESampler(seed=prepared.spec.seeds[0]))
+    regions = space.named_regions()
+    counts = tuple(len(region) for name, region in regions if name != "all") or (space.depth,)
+    subsets = SubsetSpace(space.depth, counts, tuple(space.learning_rates), tuple(spec.seeds))
+    return SubsetSearch(subsets, [(name, region.layers) for name, region in regions], seed=spec.seeds[0])
 
 
 def _scheduler(prepared: Prepared) -> Any:
+    """ASHA compares trials at a quarter and at half of their steps, by a score on the select split."""
     if prepared.spec.scheduler != "asha":
         return None
-    steps = prepared.spec.recipe().steps(prepared.rows)
     return tune.schedulers.ASHAScheduler(
-        time_attr="step",
-        metric="loss_mean",
-        mode="min",
-        max_t=steps + 1,
-        grace_period=max(1, steps // 4),
+        time_attr=RUNG,
+        metric=RUNG_SCORE,
+        mode="max",
+        max_t=prepared.spec.recipe().steps(prepared.rows) + 1,
+        grace_period=min(prepared.site.execution.rungs, default=1),
         reduction_factor=2,
     )

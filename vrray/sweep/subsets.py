@@ -22,9 +22,9 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from vrray.sweep.subset_model import Array, SubsetModel, SubsetPoint, SubsetSpace
+from vrray.train.execution import RUNG, RUNG_SCORE
 
 SCORE = "score"  # of a finished trial
-RUNG_SCORE, RUNG = "rung_score", "rung"  # on the way: the score, and the step after which it was taken
 
 _FEW = 4  # scored trials below which proposals are drawn at random
 _POOL = 200  # random points that compete with the neighbours of the best one
@@ -53,6 +53,7 @@ class SubsetSearch(Searcher):
             self._names.setdefault(tuple(sorted(layers)), placement if placement != "random" else _listed(layers))
         points = [SubsetPoint(layers, space.learning_rates[0], space.seeds[0]) for layers in self._names]
         self._sampler = SubsetSampler(space, points, seed)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = optuna.create_study(direction="maximize", sampler=self._sampler)
         self._asked: dict[str, optuna.Trial] = {}
 

@@ -13,18 +13,19 @@ import numpy as np
 import torch.distributed as dist
 from transformers import AutoConfig
 
+from vrray.data.examples import example_rows
 from vrray.data.features import compute_chunks
 from vrray.data.ingest import with_embedded
-from vrray.data.rows import FILES, Rows
+from vrray.data.rows import FILES, Row, Rows
 from vrray.data.rows import KIND as ROWS
-from vrray.data.tasks import TaskExamples
+from vrray.data.tasks import Ability, TaskExamples
 from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, summarise, write_records
 from vrray.models.family import family_of, vision_tower
 from vrray.models.loading import decoder_layers
 from vrray.pruning import pruned
 from vrray.region import Region
 from vrray.scores.change import parameter_change
-from vrray.scores.measure import Samples, measure, text_rows
+from vrray.scores.measure import Samples, measure
 from vrray.scores.table import LayerScores
 from vrray.sweep.heal import in_base, stacked
 from vrray.sweep.jobs import FeaturesJob, ScoresJob, TrialJob, VariantsJob
@@ -107,7 +108,10 @@ def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> No
     if trial.removed:
         places = tuple(left.index(layer) for layer in region.layers if layer in left)
         region = Region(places, len(left), "explicit")
-    training = Training(rows, region, trial.recipe, trial.seed, site.execution)
+    asked: list[Row] = []
+    if site.execution.rungs and len(trial.region) < trial.region.depth:  # all-layer tuning, the ceiling, is not stopped
+        asked = _example_rows(workspace, site, "visual") or _example_rows(workspace, site, "textual")
+    training = Training(rows, region, trial.recipe, trial.seed, site.execution, asked)
     with _delta_applied(workspace, trial.start), _without(workspace, trial.removed):
         trained = train(workspace, training, report, checkpoints_of=trial.key)
     if workspace.rank == 0:
@@ -173,7 +177,7 @@ def _measure(workspace: Workspace, site: Site, work: Measuring) -> None:
     else:
         rows = _open_rows(workspace, site.calibration_key)[: site.calibration]
         if work.measurement == "ablation" and all(row.images for row in rows):
-            rows = [*rows, *text_rows(workspace, site.select)]
+            rows = [*rows, *_example_rows(workspace, site, "textual")]
         with _without(workspace, work.removed):
             samples = measure(workspace, work.measurement, rows)
         scores = {name: LayerScores.of_samples(name, values) for name, values in samples.items()}
@@ -201,6 +205,10 @@ def _evaluate(workspace: Workspace, work: Evaluating, tasks: Sequence[TaskExampl
     if workspace.rank == 0:
         workspace.store.put(EVALUATION, key, lambda folder: write_records(folder, records), info)
     dist.barrier()
+
+
+def _example_rows(workspace: Workspace, site: Site, ability: Ability) -> list[Row]:
+    return example_rows(site.select, ability, workspace.processor, workspace.image_tokens, workspace.template)
 
 
 def _open_rows(workspace: Workspace, key: str) -> Rows:

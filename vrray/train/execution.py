@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+RUNG, RUNG_SCORE = "rung", "rung_score"  # reported on the way: a step, and the score of the answers after it
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -20,6 +22,7 @@ class Execution:
         checkpoint_seconds, checkpoint_steps: a checkpoint is due after either.
         max_skipped: steps in a row that may be skipped because the loss is not finite.
         compile: torch.compile each decoder layer.
+        rungs: the steps after which a training says how well it answers, so that weak ones can be stopped.
     """
 
     micro_batch: int
@@ -31,3 +34,4 @@ class Execution:
     checkpoint_steps: int | None = None
     max_skipped: int = 5
     compile: bool = False
+    rungs: tuple[int, ...] = ()

@@ -28,7 +28,7 @@ from vrray.train.checkpoint import Checkpoints, Saved, restore
 from vrray.train.desk import Report
 from vrray.train.dryrun import fitting_micro_batch, is_out_of_memory, largest_divisor, out_of_memory
 from vrray.train.engine import GradientWatch, advance_schedule, gather_weights, started_engine
-from vrray.train.execution import Execution
+from vrray.train.execution import RUNG, RUNG_SCORE, Execution
 from vrray.train.loss import SupervisedLoss
 from vrray.train.measure import Meter, Totals, flops_per_token
 from vrray.train.skips import SkipGuard
@@ -40,13 +40,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained and how; with the workspace's base, all but `execution` determines the weights."""
+    """What is trained and how; with the workspace's base, `rows` to `seed` determine the weights.
+
+    `asked` are rows whose answers are scored at the rungs of `execution`; they are not trained on.
+    """
 
     rows: Sequence[Row]
     region: Region
     recipe: Recipe
     seed: int
     execution: Execution
+    asked: Sequence[Row] = ()
 
 
 @dataclass
@@ -109,7 +113,8 @@ def train(workspace: Workspace, training: Training, report: Report, checkpoints_
             started_engine(module, parameters, trainable, *settings, saved.weights if saved else None)
         )
         guard = SkipGuard(execution.max_skipped, steps, recipe.learning_rate, say)
-        run = _Run(workspace, engine, parameters, trainable, execution, schedule, meter, checkpoints, guard)
+        work = (workspace, engine, parameters, trainable, execution, schedule)
+        run = _Run(*work, meter, checkpoints, guard, training.asked)
         try:
             run.all_steps(report, saved)
         except (RuntimeError, MemoryError) as error:
@@ -132,6 +137,7 @@ class _Run:
     meter: Meter
     checkpoints: Checkpoints | None
     guard: SkipGuard
+    asked: Sequence[Row]
     saved_at: float = field(default_factory=time.monotonic)
 
     def all_steps(self, report: Report, saved: Saved | None) -> None:
@@ -149,6 +155,8 @@ class _Run:
             report(self.meter.of_step(measured, rates, math.nan if norm is None else float(norm)))
             if due and self.checkpoints is not None and number < self.schedule.count:
                 self._save(self.checkpoints, number)
+            if number in self.execution.rungs and len(self.asked) >= self.workspace.world:
+                report({RUNG: number, RUNG_SCORE: self._answer_likelihood()})
 
     def _step(
         self, number: int, step: Step, micro_batches: Iterator[Batch], *, first: bool
@@ -181,6 +189,26 @@ class _Run:
         seconds = time.perf_counter() - began
         counts = (len(step.rows), step.tokens, step.supervised_tokens, slots)
         return total, Totals(seconds, *counts, waited, int(not applied)), due
+
+    @torch.no_grad()
+    def _answer_likelihood(self) -> float:
+        """The mean probability of the tokens of the asked answers, a geometric mean.
+
+        Every rank takes equally many rows, and calls the model equally often.
+        """
+        rank, world = self.workspace.rank, self.workspace.world
+        rows = self.asked[: len(self.asked) // world * world][rank::world]
+        size = self.schedule.micro_batch
+        sums = torch.zeros(2, dtype=torch.float64, device=self.workspace.device)
+        self.engine.eval()
+        for start in range(0, len(rows), size):
+            batch = collate(
+                rows[start : start + size], self.workspace.features, self.workspace.padding_id, self.workspace.device
+            )
+            sums += torch.stack([self.engine(batch, 1.0).double(), sums.new_tensor(len(batch.targets))])
+        self.engine.train()
+        dist.all_reduce(sums)
+        return math.exp(-float(sums[0] / sums[1]))
 
     def _summed(self, loss: torch.Tensor, slots: int, due: bool) -> tuple[float, int, bool]:
         """The loss, the positions computed, and whether a checkpoint is due, summed over the ranks at once."""
