@@ -79,7 +79,7 @@ QUICK: dict[str, Any] = {
     "prune": [0, 2],
     "examples": 16,
     "max_steps": 12,
-    "projector_steps": 24,
+    "projector_steps": 48,
 }
 
 
@@ -110,7 +110,7 @@ class RunSpec(Frozen):
     micro_batch: int = Field(8, ge=1, description="rows a worker takes at once; the rest of its share accumulates")
     epochs: float | None = Field(None, gt=0, description="passes over the data [the model's recipe]")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs [the model's recipe]")
-    projector_steps: int = Field(48, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
+    projector_steps: int = Field(144, ge=1, description="optimizer steps of stage 1, which trains the projector alone")
     group_by_length: bool | None = Field(None, description="batches of rows of about one length [the model's recipe]")
     packing: bool = Field(False, description="put the rows of a micro-batch one behind the other, without padding")
     precision: Literal["auto", "bf16", "fp32"] = Field(
@@ -229,10 +229,10 @@ class SweepSpec(RunSpec):
     )
     heal_steps: int = Field(0, ge=0, description="steps of region training after each removal, as a further variant")
     tasks: list[str] = Field(
-        ["easy-vqa", "capitals"],
+        ["easy-vqa", "emoji-groups", "font-letters", "capitals"],
         min_length=1,
-        description="evaluation tasks: easy-vqa, easy-vqa-yesno, capitals, continents, held-out (rows of the data "
-        "kept from training, the default with data of one's own)",
+        description="evaluation tasks: easy-vqa, easy-vqa-yesno, emoji-groups, font-letters, capitals, continents, "
+        "held-out (rows of the data kept from training, the default with data of one's own)",
     )
     examples: int = Field(40, ge=8, description="examples of each task and split")
     calibration: int = Field(48, ge=2, description="training rows that rank the layers for pruning")
