@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: sweep test check bench bench-train bench-data clean
+.PHONY: sweep test check bench bench-train bench-data bench-layers bench-search clean
 
 sweep: $(INSTALLED)
 	$(BIN)/python jobs/sweep.py $(ARGS)
@@ -21,13 +21,20 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-train bench-data
+bench: bench-train bench-data bench-layers bench-search
 
 bench-train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
 bench-data: $(INSTALLED)
 	$(BIN)/python -m benchmarks.data $(ARGS)
+
+bench-layers: $(INSTALLED)
+	$(BIN)/python -m benchmarks.scores $(ARGS)
+	$(BIN)/python -m benchmarks.decoder
+
+bench-search: $(INSTALLED)
+	$(BIN)/python -m benchmarks.search $(ARGS)
 
 $(INSTALLED): pyproject.toml constraints.txt requirements-demo.txt
 	@echo "setting up $(VENV) (once; some minutes)"
