@@ -30,7 +30,6 @@ from vrray.models.family import vision_tower
 from vrray.models.loading import decoder_layers
 from vrray.pruning import pruned
 from vrray.region import place
-from vrray.scores import measure as measuring
 from vrray.scores.forward import decode, own_batches, row_losses
 from vrray.scores.measure import measure
 from vrray.specs import SweepSpec
@@ -40,6 +39,7 @@ from vrray.train.desk import Setup
 from vrray.train.workspace import Workspace
 
 LEVELS = range(5)
+_BATCH = 8
 
 
 def main() -> None:
@@ -71,10 +71,10 @@ class Bench:
     def round(self) -> None:
         space, rows = self.workspace, self.rows
         prompts = [Row(row.id, row.prompt, (False,) * len(row.prompt), row.images) for row in rows]
-        self._time("plain forward, prompts", lambda: _forward(space, prompts, measuring._STATES_BATCH, head=False))
-        self._time("all cheap scores", lambda: measure(space, "states", rows))
-        self._time("plain forward, rows and their losses", lambda: _forward(space, rows, measuring._ABLATION_BATCH))
-        self._time("ablation losses of all layers", lambda: measure(space, "ablation", rows))
+        self._time("plain forward, prompts", lambda: _forward(space, prompts, _BATCH, head=False))
+        self._time("all cheap scores", lambda: measure(space, "states", rows, batch=_BATCH))
+        self._time("plain forward, rows and their losses", lambda: _forward(space, rows, _BATCH))
+        self._time("ablation losses of all layers", lambda: measure(space, "ablation", rows, batch=_BATCH))
         self._time("gradient importance", lambda: measure(space, "gradient", rows[:8]))
         with _inside(space.model) as inside:
             self._time("levels 0 to 4, evaluated", lambda: _evaluate_levels(space, self.prepared))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vrray.errors import SpecError
-from vrray.specs import QUICK, SMOL_RECIPE, FinetuneSpec, Recipe, RunSpec, SweepSpec
+from vrray.specs import QUICK, SMOL_RECIPE, FinetuneSpec, Recipe, RunSpec, ScoreSpec, SweepSpec
 
 
 def test_defaults_are_valid_and_frozen() -> None:
@@ -258,3 +258,42 @@ def test_full_tuning_of_other_models_takes_the_papers_rate() -> None:
 @pytest.mark.parametrize(("rows", "steps"), [(1, 1), (128, 1), (191, 1), (256, 2), (665_000, 5195)])
 def test_steps_of_an_epoch(rows: int, steps: int) -> None:
     assert Recipe(global_batch=128).steps(rows) == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prune": ["score"]}, "quote targets: 'score>=95%'"),
+        ({"prune": ["params<=1.2.3M"]}, "is neither a count"),
+        ({"protect": "0-3"}, "option protect: '0-3' in '0-3' is not a layer index.*region or none"),
+        ({"placements": ["by:anglar"]}, "unknown layer score 'anglar'; use one of angular"),
+        ({"rankings": ["angular", "ANGULAR"]}, "name one of them twice"),
+        ({"rankings": ["anglar"]}, "unknown ranking 'anglar'"),
+    ],
+)
+def test_wrong_rankings_and_targets(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        SweepSpec.parse(options)
+
+
+def test_rankings_and_targets_are_read_as_they_are_typed() -> None:
+    options = {"prune": "score >= 95%", "protect": " Region ", "rankings": ["multimodal_bi,iterative"]}
+    spec = SweepSpec.parse(options)
+    assert (spec.prune, spec.protect) == (["score>=95%"], "region")
+    assert SweepSpec.parse({"protect": "4, 0"}).protect == "0,4"
+
+
+def test_a_search_has_a_budget() -> None:
+    assert [SweepSpec.parse({"search": search}).budget for search in ("random", "optuna")] == [8, 24]
+    assert SweepSpec.parse({"search": "optuna", "trials": 5}).budget == 5
+
+
+def test_what_is_scored() -> None:
+    assert (ScoreSpec.parse({}).scored, ScoreSpec.parse({"model": "x/y"}).scored) == ("projector", "model")
+    assert "change" not in ScoreSpec.parse({}).wanted
+    assert ScoreSpec.parse({"of": "all", "scores": ["bi", "bi"]}).wanted == ["bi"]
+    sweep = ScoreSpec.parse({"layers": "4", "seed": 3, "calibration": 9}).as_sweep("bottom")
+    assert (sweep.placements, sweep.layers, sweep.seeds, sweep.calibration) == (["bottom"], [4], [3], 9)
+    assert (sweep.tasks, ScoreSpec.parse({"data": "mine.json"}).as_sweep().tasks) == (["capitals"], [])
+    with pytest.raises(SpecError, match="unknown layer score 'anglar'"):
+        ScoreSpec.parse({"scores": ["anglar"]})

@@ -11,8 +11,9 @@ from vrray.region import Region, draw, fraction_of, parse_layers
 from vrray.scores.table import SCORES
 
 ORDERS = ("random", "deepest")
-_PARAMETERS = re.compile(r"params<=([0-9.]+)([KMGB]?)", re.IGNORECASE)
-_KEPT = re.compile(r"score>=([0-9.]+)(%?)")
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+_PARAMETERS = re.compile(rf"params<={_NUMBER}([KMGB]?)", re.IGNORECASE)
+_KEPT = re.compile(rf"score>={_NUMBER}(%?)")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
@@ -33,7 +34,7 @@ class Ranking:
         Raises:
             PruningError: there is no such ranking.
         """
-        by, _, how = text.strip().lower().partition(",")
+        by, _, how = text.strip().lower().replace("_", "-").partition(",")
         if by not in (*SCORES, *ORDERS) or how.strip() not in ("", "iterative"):
             known = ", ".join((*SCORES, *ORDERS))
             raise PruningError(f"unknown ranking {text!r}; use one of {known}, with ',iterative' behind a score or not")

@@ -9,9 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
-from vrray.errors import SpecError
+from vrray.errors import RegionError, SpecError
 from vrray.plans import Ranking, check_amount
-from vrray.region import by_score
+from vrray.region import by_score, parse_layers
 from vrray.scores.table import SCORES
 
 
@@ -271,10 +271,7 @@ class SweepSpec(RunSpec):
     @field_validator("prune", mode="before")
     @classmethod
     def _read_amounts(cls, values: Any) -> Any:
-        return [
-            "".join(value.split()) if isinstance(value, str) and "=" in value else _number(value)
-            for value in _listed(values)
-        ]
+        return [_amount(value) for value in _listed(values)]
 
     @field_validator("placements")
     @classmethod
@@ -291,6 +288,15 @@ class SweepSpec(RunSpec):
         for value in values:
             check_amount(value)
         return values
+
+    @field_validator("protect")
+    @classmethod
+    def _check_protect(cls, value: str) -> str:
+        name = value.strip().lower()
+        try:
+            return name if name in ("region", "none") else ",".join(map(str, parse_layers(name)))
+        except RegionError as error:
+            raise ValueError(f"{error}, region or none") from error
 
     @field_validator("rankings")
     @classmethod
@@ -348,8 +354,8 @@ class FinetuneSpec(PretrainSpec):
 class ScoreSpec(PretrainSpec):
     """Layer scores of one model."""
 
-    scores: list[str] = Field(
-        [name for name in SCORES if name != "change"], min_length=1, description=f"any of {', '.join(SCORES)}"
+    scores: list[str] | None = Field(
+        None, min_length=1, description=f"any of {', '.join(SCORES)} [all but change, as far as the data gives them]"
     )
     of: str | None = Field(
         None,
@@ -369,11 +375,16 @@ class ScoreSpec(PretrainSpec):
 
     @field_validator("scores")
     @classmethod
-    def _check_scores(cls, values: list[str]) -> list[str]:
-        for value in values:
+    def _check_scores(cls, values: list[str] | None) -> list[str] | None:
+        for value in values or ():
             if value not in SCORES:
                 raise ValueError(f"unknown layer score {value!r}; use one of {', '.join(SCORES)}")
-        return list(dict.fromkeys(values))
+        return values and list(dict.fromkeys(values))
+
+    @property
+    def wanted(self) -> list[str]:
+        """The scores that are measured."""
+        return self.scores or [name for name in SCORES if name != "change"]
 
     @property
     def scored(self) -> str:
@@ -386,6 +397,15 @@ class ScoreSpec(PretrainSpec):
         options = {"placements": [placement], "layers": [self.layers], "learning_rates": rates}
         spec = self._one_trial({**options, "calibration": self.calibration, "examples": self.examples})
         return spec.model_copy(update={"name": self.name, "tasks": ["capitals"] if self.is_demo else []})
+
+
+def _amount(value: Any) -> int | float | str:
+    if isinstance(value, str) and "=" in value:
+        return "".join(value.split())
+    try:
+        return _number(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is neither a number nor a target; quote targets: 'score>=95%'") from None
 
 
 def _listed(values: Any) -> Sequence[Any]:

@@ -58,7 +58,11 @@ def test_gradient_importance_is_the_sum_over_weights(place: Ground) -> None:
     model.requires_grad_(False)
     with gradient_watch(model) as importance:
         found, again = importance(batch), importance(batch)
+    with gradient_watch(model, recompute=True) as importance:
+        recomputed = importance(batch)
     assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    assert recomputed.tolist() == pytest.approx(expected, rel=1e-4)
+    assert not any(module.training or getattr(module, "gradient_checkpointing", False) for module in model.modules())
     assert torch.equal(found, again)
     assert min(expected) > 0
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())

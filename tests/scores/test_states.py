@@ -105,13 +105,10 @@ def test_the_definitions(workspace: tuple[Workspace, Ground], one_rank: None) ->
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_batches_do_not_matter(
-    workspace: tuple[Workspace, Ground], size: int, one_rank: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_do_not_matter(workspace: tuple[Workspace, Ground], size: int, one_rank: None) -> None:
     space, ground = workspace
     together = samples_of(space, ground.rows)
-    monkeypatch.setattr("vrray.scores.measure._STATES_BATCH", size)
-    for name, values in samples_of(space, ground.rows).items():
+    for name, values in measure(space, "states", ground.rows, batch=size).items():
         assert values == pytest.approx(together[name], abs=2e-5)
 
 

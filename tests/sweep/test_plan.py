@@ -335,3 +335,26 @@ def test_a_cluster_without_room_for_one_trial() -> None:
         CAPACITY.trials_at_once(SweepSpec.parse({"workers": 2, "cpus_per_worker": 3}))
     with pytest.raises(ClusterError, match="needs 2 workers with 1 CPU and 1 GPU each"):
         CAPACITY.trials_at_once(SweepSpec.parse({"workers": 2, "gpu": True}))
+
+
+def test_scores_that_the_rows_do_not_give_are_refused_first(tiny_model: Path, store: Store) -> None:
+    for options in ({"rankings": ["ablation-textual"]}, {"placements": ["by:ablation-textual"]}):
+        with pytest.raises(SpecError, match="score ablation-textual needs calibration rows without images"):
+            prepared(tiny_model, store, tasks=["easy-vqa"], **options)
+    prepared(tiny_model, store, tasks=["easy-vqa"], prune=[0], rankings=["ablation-textual"])  # ranks nothing
+    assert prepared(tiny_model, store, rankings=["ablation-textual"], placements=["by:angular"]).space.points() == []
+
+
+def test_placements_by_score_come_with_the_scores(tiny_model: Path, store: Store) -> None:
+    space = prepared(tiny_model, store, placements=["bottom", "by:bi", "by:bi,spread"], layers=[2]).space
+    assert [point["placement"] for point in space.points()] == ["bottom"]
+    assert space.placing_scores == ["bi"]
+    space = replace(space, layer_scores={"bi": [0.0, 5.0, 4.0, 3.0, 2.0, 1.0]})
+    regions = {name: region for name, region in space.named_regions()}
+    assert {name: region.layers for name, region in regions.items()} == {
+        "bottom": (0, 1),
+        "by:bi": (1, 2),
+        "by:bi,spread": (1, 3),
+    }
+    assert [region.name for region in regions.values()] == ["bottom-2", "by-bi-2", "by-bi-spread-2"]
+    assert len(space.all_layers().region) == DEPTH

@@ -44,6 +44,7 @@ from vrray.sweep.trial import (
     read_scores,
     scores_key,
 )
+from vrray.sweep.work import _agreed
 from vrray.train.execution import Execution
 from vrray.train.loss import SupervisedLoss
 from vrray.variant import Delta, applied, load_delta
@@ -175,8 +176,35 @@ def test_a_removed_layer_of_the_region_stays_as_it_was(place_of: Ground) -> None
         assert not all(torch.equal(now[name], tuned[name]) for name in now if ".layers.1." in name)
 
 
-def measured(ground: Ground, site: Site, works: tuple[Measuring, ...]) -> None:
-    ScoresJob("scores", site, works).run(ground.workspace(), lambda _: None)
+def test_healing_without_a_tuned_layer_left_trains_the_projector(place_of: Ground) -> None:
+    site, store = site_of(place_of), Store(place_of.store)
+    pruning = Pruning((Ranking("deepest"),), (4,), (0, 1), heal_steps=1)
+    trial = Trial("whole", place("4", DEPTH), RECIPE, 0, "rows", None, pruning)
+    run_ranks(run_all, 1, place_of, [TrialJob(site, trial)])
+    before, after = load_delta(store, "whole"), load_delta(store, healing(site, trial, (4,)).key)
+    same = {name for name in before.tensors if torch.equal(before.tensors[name], after.tensors[name])}
+    assert same == {name for name in before.tensors if ".layers.4." in name}
+    assert set(after.tensors) == set(before.tensors)
+
+
+def ask_apart(ground: Ground) -> list[Any]:
+    """Ranks of which only the first finds something, or meets an error."""
+    workspace, met = ground.workspace(), []
+    met.append(_agreed(workspace, lambda: workspace.rank == 0))
+    try:
+        _agreed(workspace, lambda: refuse(workspace.rank))
+    except PruningError as error:
+        met.append(str(error))
+    return met
+
+
+def refuse(rank: int) -> None:
+    if rank == 0:
+        raise PruningError("not these")
+
+
+def test_ranks_do_what_the_first_one_finds(ground: Ground) -> None:
+    assert run_ranks(ask_apart, 2, ground) == [[True, "not these"]] * 2
 
 
 def test_scores_of_a_delta_and_of_the_base(place_of: Ground) -> None:

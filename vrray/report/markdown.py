@@ -156,7 +156,7 @@ def _cost_section(ranked: Sequence[Row]) -> list[str]:
         )
         for row in ranked
     ]
-    note = "Variants of one training share its time: pruning trains nothing."
+    note = "Variants of one training share its time; pruning itself trains nothing, and healing is not counted."
     return ["## Cost", note, _table(header, cells)]
 
 
@@ -178,7 +178,8 @@ def _reading_section(rows: Sequence[Row]) -> list[str]:
         "image. A visual score near them says nothing about seeing.",
         "**Interval.** 95 % bootstrap interval over the examples. It covers the choice of examples, not that of the "
         "training seed; intervals that overlap do not prove two variants equal.",
-        "**Removed** layers are outside the tuned region unless all layers were tuned; numbers start at 0.",
+        "**Removed** layers are outside the tuned region, unless all layers were tuned or the sweep protected others; "
+        "numbers start at 0.",
         f"**{DASH}** was not measured.",
     ]
     return ["## How to read this", "\n".join(f"- {point}" for point in points)]

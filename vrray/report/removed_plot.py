@@ -25,6 +25,7 @@ from vrray.report.canvas import (
 from vrray.report.rows import Row, group_trials, name_split, rank
 
 BASELINES = {"all": (INK, "*"), "none": (MUTED, "X")}
+BASELINE_COLORS = {color for color, _ in BASELINES.values()}
 WIDE_MARKERS = ("*", "X", "P")  # their shapes fill less of the size
 LABEL_INCHES = 0.165
 
@@ -73,8 +74,9 @@ class _Label:
 def _lines(scored: Sequence[Row]) -> list[_Line]:
     lines: list[_Line] = []
     for name, group in group_trials(scored).items():
-        index = len([line for line in lines if line.rows[0].placement not in BASELINES])
-        color, marker = BASELINES.get(group[0].placement, style(index))
+        index = len([line for line in lines if line.color not in BASELINE_COLORS])
+        baseline = BASELINES.get(group[0].placement) if not group[0].removed else None
+        color, marker = baseline or style(index)
         lines.append(_Line(name, color, marker, group))
     return lines
 

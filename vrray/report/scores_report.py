@@ -18,7 +18,7 @@ def render_scores(scores: Mapping[str, LayerScores], between: Correlations, cont
     """
     depth = len(next(iter(scores.values())).values)
     values = [
-        [str(layer), *(f"{s.values[layer]:.4g} ±{s.standard_errors[layer]:.2g}" for s in scores.values())]
+        [str(layer), *(f"{s.values[layer]:.4g} ±{_error(s.standard_errors[layer])}" for s in scores.values())]
         for layer in range(depth)
     ]
     matrix = [[format_code(a), *(_number(between[a, b]) for b in scores)] for a in scores]
@@ -59,6 +59,10 @@ def format_scores(scores: Mapping[str, LayerScores], between: Correlations) -> s
 
 def _most_important(score: LayerScores) -> list[int]:
     return least_important_first(score.values, range(len(score.values)))[::-1]
+
+
+def _error(value: float) -> str:
+    return "?" if math.isnan(value) else f"{value:.2g}"
 
 
 def _number(value: float) -> str:

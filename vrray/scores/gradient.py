@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vrray.data.batches import Batch
 from vrray.models.loading import decoder_layers
@@ -18,10 +20,13 @@ from vrray.scores.forward import decode, row_losses
 
 
 @contextmanager
-def gradient_watch(model: nn.Module) -> Iterator[Callable[[Batch], torch.Tensor]]:
+def gradient_watch(model: nn.Module, *, recompute: bool = False) -> Iterator[Callable[[Batch], torch.Tensor]]:
     """A function that takes a batch of one row and gives `[layers]` in float64.
 
     A gradient is gone as soon as it has been looked at, so that one weight's is held at a time.
+
+    Args:
+        recompute: the layers' activations are computed again in the backward pass instead of being kept.
     """
     layers = decoder_layers(model)
     found = torch.zeros(len(layers), dtype=torch.float64)
@@ -46,8 +51,14 @@ def gradient_watch(model: nn.Module) -> Iterator[Callable[[Batch], torch.Tensor]
         weight.requires_grad_(True)
     handles = [weight.register_post_accumulate_grad_hook(taker(index)) for index, weight in weights]
     try:
+        for layer in layers if recompute else ():
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+            # The switch works in training mode only, which the layer alone is in: nothing below it drops out.
+            layer.gradient_checkpointing = layer.training = True  # type: ignore[assignment]
         yield importance
     finally:
+        for layer in layers if recompute else ():
+            layer.gradient_checkpointing = layer.training = False  # type: ignore[assignment]
         for handle in handles:
             handle.remove()
         for (_, weight), before in zip(weights, asked, strict=True):

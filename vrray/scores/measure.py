@@ -21,20 +21,30 @@ from vrray.scores.states import StateScores
 from vrray.scores.table import MEASUREMENTS, Measurement
 from vrray.train.workspace import Workspace
 
-_STATES_BATCH = 16
-_ABLATION_BATCH = 8
-
 Samples = dict[str, NDArray[np.float64]]
 """The values of each score, `[samples, layers]`; scores that no sample has are left out."""
 
 
-def measure(workspace: Workspace, measurement: Measurement, rows: Sequence[Row]) -> Samples:
+def measure(
+    workspace: Workspace,
+    measurement: Measurement,
+    rows: Sequence[Row],
+    *,
+    batch: int = 8,
+    recompute: bool = False,
+) -> Samples:
     """The scores of one measurement (not `change`, which needs no rows), of the model as it stands.
 
     Args:
         rows: calibration rows. "states" reads their prompts only; "gradient" and "ablation" the loss of their answers.
+        batch: rows at once; "gradient" always takes one.
+        recompute: "gradient" keeps no activations within decoder layers.
     """
-    found = {"states": _states, "gradient": _gradient, "ablation": _ablation}[measurement](workspace, rows)
+    found: Found
+    if measurement == "gradient":
+        found = _gradient(workspace, rows, recompute)
+    else:
+        found = {"states": _states, "ablation": _ablation}[measurement](workspace, rows, batch)
     everyone: list[dict[str, dict[int, NDArray[np.float64]]]] = [{}] * workspace.world
     dist.all_gather_object(everyone, found)
     samples: Samples = {}
@@ -50,11 +60,11 @@ Found = dict[str, dict[int, NDArray[np.float64]]]  # of each score, the layers' 
 
 
 @torch.inference_mode()
-def _states(workspace: Workspace, rows: Sequence[Row]) -> Found:
-    prompts = [Row(row.id, row.prompt, (False,) * len(row.prompt), row.images) for row in rows]
+def _states(workspace: Workspace, rows: Sequence[Row], size: int) -> Found:
+    prompts = [_prompt_of(workspace, row) for row in rows]
     found: Found = {}
     with StateScores(workspace.model) as scores:
-        for numbers, batch in own_batches(workspace, prompts, _STATES_BATCH):
+        for numbers, batch in own_batches(workspace, prompts, size):
             scores.tokens = tokens_of(workspace, batch)
             decode(workspace.model, batch)
             for name, values in scores.rows.items():
@@ -62,17 +72,23 @@ def _states(workspace: Workspace, rows: Sequence[Row]) -> Found:
     return found
 
 
-def _gradient(workspace: Workspace, rows: Sequence[Row]) -> Found:
+def _prompt_of(workspace: Workspace, row: Row) -> Row:
+    """What comes before a row's first answer, with the images that are there."""
+    shown = row.prompt.count(workspace.model.config.image_token_id) // workspace.image_tokens
+    return Row(row.id, row.prompt, (False,) * len(row.prompt), row.images[:shown])
+
+
+def _gradient(workspace: Workspace, rows: Sequence[Row], recompute: bool) -> Found:
     found: dict[int, NDArray[np.float64]] = {}
-    with gradient_watch(workspace.model) as importance:
+    with gradient_watch(workspace.model, recompute=recompute) as importance:
         for (number,), batch in own_batches(workspace, rows, 1):
             found[number] = importance(batch).numpy()
     return {"gradient": found}
 
 
-def _ablation(workspace: Workspace, rows: Sequence[Row]) -> Found:
+def _ablation(workspace: Workspace, rows: Sequence[Row], size: int) -> Found:
     found: Found = {"ablation-visual": {}, "ablation-textual": {}}
-    for numbers, batch in own_batches(workspace, rows, _ABLATION_BATCH):
+    for numbers, batch in own_batches(workspace, rows, size):
         _, rises = ablation_losses(workspace.model, batch)
         for number, values in zip(numbers, rises.cpu().numpy(), strict=True):
             found["ablation-visual" if rows[number].images else "ablation-textual"][number] = values

@@ -46,9 +46,10 @@ class LayerScores:
 
     @classmethod
     def of_samples(cls, name: str, values_SL: NDArray[np.float64]) -> LayerScores:
-        """Means over the samples, from a value for each sample and layer."""
+        """Means over the samples, from a value for each sample and layer; one sample leaves the errors nan."""
         samples = len(values_SL)
-        errors = values_SL.std(0, ddof=1) / samples**0.5 if samples > 1 else np.zeros(values_SL.shape[1])
+        unknown = np.full(values_SL.shape[1], np.nan)
+        errors = values_SL.std(0, ddof=1) / samples**0.5 if samples > 1 else unknown
         return cls(name, tuple(values_SL.mean(0).tolist()), tuple(errors.tolist()), samples)
 
     @classmethod

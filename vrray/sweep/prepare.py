@@ -16,6 +16,8 @@ from vrray.data.held_out import Candidate, held_out_tasks
 from vrray.data.images import Images, content_hashes
 from vrray.data.ingest import Ingested, candidates_in, image_hashes, ingest
 from vrray.data.ingest_block import Choice, RowSpec, Source
+from vrray.data.rows import FILES, Rows
+from vrray.data.rows import KIND as ROWS
 from vrray.data.tasks import Split, TaskExamples
 from vrray.data.templates import TEMPLATES
 from vrray.errors import SpecError
@@ -28,7 +30,9 @@ from vrray.models.loading import (
     resolve_model,
     tower_identity,
 )
+from vrray.plans import ORDERS, Ranking
 from vrray.region import Region, by_score, place
+from vrray.scores.table import missing_score
 from vrray.specs import HELD_OUT, Recipe, SweepSpec
 from vrray.store import Store
 from vrray.sweep.space import Space
@@ -39,6 +43,7 @@ from vrray.train.memory import MemoryChoice, MemoryEstimate, choose_memory, esti
 PROJECTOR_LEARNING_RATE = 5e-4  # PAPER, recipe of stage 1
 SMOL_PROJECTOR_LEARNING_RATE = 1e-2
 _DEMO_PREFIX = "demo"
+_ALL_FOR = {"change": "all"}  # compares with all layers tuned, whatever `scores_of` says
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,8 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
     embedded = tuple(made.key for made in (data, captions) if made.embedded)
     # Memory is largest where tuning begins at the bottom: that is taken for what scores will choose.
     names = ["bottom" if by_score(name) else name for name in spec.placements]
+    if any((by := by_score(name)) and "all" in (spec.scores_of, _ALL_FOR.get(by[0])) for name in spec.placements):
+        names.append("all")
     regions = [place(name, shape.depth, k, spec.seeds[0]) for name in names for k in spec.layers]
     memory = _memory(spec, shape, recipe, regions, data.longest, worker_memory, gpu)
     projector = _projector_trial(spec, shape, recipe, base, captions.key)
@@ -135,8 +142,13 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
             compile=spec.compile,
             rungs=_rungs(recipe.steps(data.rows)) if spec.scheduler == "asha" else (),
         ),
+        precision=recipe.precision,
     )
+    rankings = [Ranking.parse(text).by for text in spec.rankings] if set(spec.prune) - {0} else []
+    texts = any(group.task.ability == "textual" for group in select)
+    wanted = [score for score in rankings if score not in ORDERS]
     space = Space(spec, recipe.precision, shape.depth, shape.total, shape.layer, base, data.key, projector.key)
+    _check_scores(spec, [*wanted, *space.placing_scores], store, data.key, texts)
     # Finds regions that do not fit and plans that remove too much, before anything starts.
     replace(space, layer_scores={name: [0.0] * shape.depth for name in space.placing_scores}).configs()
     return Prepared(
@@ -153,6 +165,27 @@ def prepare(spec: SweepSpec, store: Store, *, gpu: bool, worker_memory: int) -> 
         memory,
         features,
     )
+
+
+def _check_scores(spec: SweepSpec, scores: Sequence[str], store: Store, key: str, texts: bool) -> None:
+    """Refuse layer scores that the calibration rows do not give.
+
+    Args:
+        texts: whether there are textual tasks.
+
+    Raises:
+        SpecError: one is needed.
+    """
+    if not scores:
+        return
+    with store.open(ROWS, key, only=FILES) as folder:
+        images = [bool(row.images) for row in Rows(folder)[: spec.calibration]]
+    lacking = {"multimodal-bi", "attention", "ablation-visual"} if not any(images) else set()
+    if all(images) and not texts:
+        lacking.add("ablation-textual")
+    for score in scores:
+        if score in lacking:
+            raise SpecError(missing_score(score))
 
 
 def resolve_precision(wanted: Literal["auto", "bf16", "fp32"], gpu: bool) -> Literal["bf16", "fp32"]:

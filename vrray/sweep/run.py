@@ -96,7 +96,8 @@ def _ranking_scores(store: Store, prepared: Prepared, table: pa.Table) -> dict[s
     for key in table["key"].unique().to_pylist() if by not in ORDERS else ():
         with suppress(Lacking):
             scores = read_scores(store, prepared.site, Measuring(key, measurement_of(by)))
-            found[key] = scores[by].to_json()
+            if by in scores:
+                found[key] = scores[by].to_json()
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -37,36 +38,40 @@ def run_scores(spec: ScoreSpec) -> None:
     of = spec.scored
     by_key = of not in _BARE and Store(spec.storage).has(DELTA, of)
     trains = of not in _BARE and not by_key
-    if "change" in spec.scores and not (trains or by_key):
+    if trains and re.fullmatch("[0-9a-f]{16,}", of):
+        raise SpecError(f"of {of}: {spec.storage} has no delta of that key; set storage to where it was trained")
+    if "change" in spec.wanted and not (trains or by_key):
         raise SpecError(
             f"score change compares a tuned model with its base; set of to a placement such as all, not {of}"
         )
     sweep = spec.as_sweep(of) if trains else spec.as_sweep()
     with open_session(sweep, train=trains) as session:
-        delta = of if by_key else _prepared_delta(session, of)
-        works = list(dict.fromkeys(Measuring(delta, measurement_of(score)) for score in spec.scores))
+        session, delta = _ready(session, of, trains=trains)
+        works = list(dict.fromkeys(Measuring(delta, measurement_of(score)) for score in spec.wanted))
         session.measure(works)
         found, stability = _read(session, works)
-        for score in spec.scores:
-            if score not in found:
+        for score in spec.wanted:
+            if score not in found and spec.scores is not None:
                 raise SpecError(f"{missing_score(score)}; leave {score} out of scores, or raise calibration")
-        scores = {name: found[name] for name in spec.scores}
+            if score not in found:
+                session.progress.say(f"left out: {missing_score(score)}")
+        scores = {name: found[name] for name in spec.wanted if name in found}
         _write(spec, session, scores, {name: stability[name] for name in scores})
 
 
-def _prepared_delta(session: Session, of: str) -> str | None:
+def _ready(session: Session, of: str, *, trains: bool) -> tuple[Session, str | None]:
     """The key of the delta that is scored, trained if it is not there; None for the model as it is."""
-    prepared = session.prepared
-    if of == "model":
-        session.compute_features()
-        return None
-    session.pretrain()
+    if trains:
+        session = session.started()
+        (trial,) = session.trials
+        for report in follow(session.workers.desk, TrialJob(session.prepared.site.without_tasks(), trial)):
+            session.progress.update(trial.region.name, report)
+        return session, trial.key
     if of == "projector":
-        return prepared.projector.key
-    (trial,) = session.trials
-    for report in follow(session.workers.desk, TrialJob(prepared.site.without_tasks(), trial)):
-        session.progress.update(trial.region.name, report)
-    return trial.key
+        session.pretrain()
+        return session, session.prepared.projector.key
+    session.compute_features()
+    return session, None if of == "model" else of
 
 
 def _read(session: Session, works: Iterable[Measuring]) -> tuple[dict[str, LayerScores], dict[str, float]]:

@@ -13,6 +13,7 @@ from ray import tune
 
 from vrray.data.features import KIND as FEATURES
 from vrray.errors import SpecError, TrainingError
+from vrray.region import place
 from vrray.scores.table import measurement_of, missing_score
 from vrray.specs import SweepSpec
 from vrray.store import Store
@@ -63,7 +64,8 @@ class Session:
             return self
         if any(work.delta != self.prepared.projector.key for work in works):
             self.progress.say("layer scores: all layers are tuned first")
-            for report in follow(self.workers.desk, TrialJob(self.prepared.site, self.prepared.space.all_layers())):
+            job = TrialJob(self.prepared.site.without_tasks(), self.prepared.space.all_layers())
+            for report in follow(self.workers.desk, job):
                 self.progress.update("all", report)
         self.measure(works)
         prepared = _placed(self.store, self.prepared)
@@ -199,7 +201,8 @@ def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
     print(plan_text(store, prepared, trials, capacity, at_once), flush=True)
     path, base = str(prepared.model_path), prepared.site.base
     setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template)
-    groups = min(at_once, max(1, len(missing))) if trials or not train else at_once
+    later = train and (not trials or bool(_placing_works(store, prepared)))
+    groups = at_once if later else min(at_once, max(1, len(missing)))
     steps = _steps_left(store, prepared, missing)
     with Progress(steps) as progress, WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:
         yield Session(store, prepared, trials, missing, groups, progress, workers)
@@ -268,7 +271,7 @@ def _searcher(prepared: Prepared) -> Any:
     from vrray.sweep.subsets import SubsetSearch
 
     regions = space.named_regions()
-    counts = tuple(len(region) for name, region in regions if name != "all") or (space.depth,)
+    counts = tuple(len(place("uniform", space.depth, k)) for k in spec.layers)
     subsets = SubsetSpace(space.depth, counts, tuple(space.learning_rates), tuple(spec.seeds))
     return SubsetSearch(subsets, [(name, region.layers) for name, region in regions], seed=spec.seeds[0])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vrray.errors import PruningError
 from vrray.plans import Plan
 from vrray.region import Region
 from vrray.store import Store
@@ -76,7 +77,7 @@ def _plans(store: Store, prepared: Prepared, trial: Trial) -> list[Plan]:
     """None where the trial stopped before they were known."""
     try:
         return plans_of(store, prepared.site, trial) if store.has(DELTA, trial.key) else []
-    except Lacking:
+    except (Lacking, PruningError):
         return []
 
 

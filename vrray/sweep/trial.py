@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from vrray.data.chunks import FeatureChunk
 from vrray.data.images import Images
@@ -38,6 +38,7 @@ class Site:
     calibration_key: str
     calibration: int
     execution: Execution
+    precision: Literal["bf16", "fp32"] = "bf16"
 
     def without_tasks(self) -> Site:
         """Where trials are only trained."""
@@ -144,7 +145,7 @@ def scores_key(site: Site, work: Measuring) -> str:
         "measurement": work.measurement,
     }
     if work.measurement != "change":
-        determines |= {"rows": site.calibration_key, "samples": site.calibration}
+        determines |= {"rows": site.calibration_key, "samples": site.calibration, "precision": site.precision}
     if work.measurement == "ablation":
         determines["texts"] = _asked([group for group in site.select if group.task.ability == "textual"])
     return content_key(determines)
@@ -244,6 +245,8 @@ def _probed(store: Store, site: Site, trial: Trial, order: _Order, share: float)
     It takes for granted that the score falls with the number of layers, as it does but for noise.
     """
     least = share * _score(store, site, Evaluating(trial.key, ()))
+    if not least > 0:
+        return []  # nothing is right, so there is nothing to keep
     enough, too_many, probed = 0, order.available + 1, []
     while too_many - enough > 1:
         count = (enough + too_many) // 2

@@ -5,9 +5,10 @@ Everything finished goes into the store under its key and is found there by a re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from vrray.data.ingest import with_embedded
 from vrray.data.rows import FILES, Row, Rows
 from vrray.data.rows import KIND as ROWS
 from vrray.data.tasks import Ability, TaskExamples
+from vrray.errors import VrrayError
 from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, summarise, write_records
 from vrray.models.family import family_of, vision_tower
 from vrray.models.loading import decoder_layers
@@ -38,6 +40,7 @@ from vrray.sweep.trial import (
     Measuring,
     Site,
     Trial,
+    Work,
     evaluation_key,
     next_work,
     scores_key,
@@ -48,6 +51,8 @@ from vrray.train.loop import Trained, Training, train
 from vrray.train.measure import json_number
 from vrray.train.workspace import Workspace
 from vrray.variant import Delta, applied, changes, load_delta
+
+T = TypeVar("T")
 
 
 def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> None:
@@ -63,7 +68,11 @@ def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
     """Train once, measure scores, then prune and evaluate many times; without tasks, only train."""
     site, trial, store = job.site, job.trial, workspace.store
     _use_features(workspace, site)
-    while (work := next_work(store, site, trial)) is not None:
+
+    def following() -> Work | None:
+        return _agreed(workspace, lambda: next_work(store, site, trial))
+
+    while (work := following()) is not None:
         if isinstance(work, Trial):
             _train(workspace, site, work, report)
             continue
@@ -76,7 +85,7 @@ def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
                 else:
                     _evaluate(workspace, work, site.select)
                     report({"evaluated": len(work.removed)})
-                work = next_work(store, site, trial)
+                work = following()
 
 
 def measure_scores(workspace: Workspace, job: ScoresJob, report: Report) -> None:
@@ -107,9 +116,10 @@ def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> No
     region, left = trial.region, _left(trial.region.depth, trial.removed)
     if trial.removed:
         places = tuple(left.index(layer) for layer in region.layers if layer in left)
-        region = Region(places, len(left), "explicit")
+        region = Region(places, len(left), "explicit") if places else Region.none(len(left))
     asked: list[Row] = []
-    if site.execution.rungs and len(trial.region) < trial.region.depth:  # all-layer tuning, the ceiling, is not stopped
+    # Neither stage 1, nor the ceiling, nor what follows a finished training is stopped on the way.
+    if site.execution.rungs and 0 < len(trial.region) < trial.region.depth and not trial.removed:
         asked = _example_rows(workspace, site, "visual") or _example_rows(workspace, site, "textual")
     training = Training(rows, region, trial.recipe, trial.seed, site.execution, asked)
     with _delta_applied(workspace, trial.start), _without(workspace, trial.removed):
@@ -165,9 +175,28 @@ def _left(depth: int, removed: tuple[int, ...]) -> list[int]:
     return [layer for layer in range(depth) if layer not in removed]
 
 
+def _agreed(workspace: Workspace, decide: Callable[[], T]) -> T:
+    """What rank 0 decides, on every rank: what each sees in a store may differ for a moment.
+
+    Raises:
+        VrrayError: what rank 0 met.
+    """
+    found: list[Any] = [None]
+    if workspace.rank == 0:
+        try:
+            found = [decide()]
+        except VrrayError as error:
+            found = [error]
+    dist.broadcast_object_list(found, 0)
+    if isinstance(found[0], VrrayError):
+        raise found[0]
+    decided: T = found[0]
+    return decided
+
+
 def _measure(workspace: Workspace, site: Site, work: Measuring) -> None:
     key = scores_key(site, work)
-    if workspace.store.has(SCORES, key):
+    if _agreed(workspace, lambda: workspace.store.has(SCORES, key)):
         return
     samples: Samples = {}
     if work.measurement == "change":
@@ -179,7 +208,10 @@ def _measure(workspace: Workspace, site: Site, work: Measuring) -> None:
         if work.measurement == "ablation" and all(row.images for row in rows):
             rows = [*rows, *_example_rows(workspace, site, "textual")]
         with _without(workspace, work.removed):
-            samples = measure(workspace, work.measurement, rows)
+            execution = site.execution
+            samples = measure(
+                workspace, work.measurement, rows, batch=execution.micro_batch, recompute=execution.recomputed > 0
+            )
         scores = {name: LayerScores.of_samples(name, values) for name, values in samples.items()}
 
     def write(folder: Path) -> None:
@@ -192,7 +224,7 @@ def _measure(workspace: Workspace, site: Site, work: Measuring) -> None:
 
 def _evaluate(workspace: Workspace, work: Evaluating, tasks: Sequence[TaskExamples]) -> None:
     key = evaluation_key(work.delta, work.removed, tasks, work.blind)
-    if workspace.store.has(EVALUATION, key):
+    if _agreed(workspace, lambda: workspace.store.has(EVALUATION, key)):
         return
     with _without(workspace, work.removed):
         records = evaluate_tasks(workspace, tasks, blind=work.blind)
