@@ -133,8 +133,9 @@ def _draws(sides: Sequence[Mapping[str, Scores]]) -> tuple[float, Scores]:
     whole = value(np.arange(seeds), {task: np.arange(scores.shape[1]) for task, scores in sides[0].items()})
 
     def drawn() -> float:
-        chosen = generator.choice(seeds, size=seeds)
-        return value(chosen, {task: generator.choice(s.shape[1], size=s.shape[1]) for task, s in sides[0].items()})
+        chosen = generator.integers(0, seeds, size=seeds)
+        counts = {task: scores.shape[1] for task, scores in sides[0].items()}
+        return value(chosen, {task: generator.integers(0, n, size=n) for task, n in counts.items()})
 
     return whole, np.array([drawn() for _ in range(RESAMPLES)])
 
