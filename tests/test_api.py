@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,28 +12,44 @@ import pytest
 
 import vrray
 from vrray.errors import SpecError
-from vrray.specs import FinetuneSpec, RunSpec, SweepSpec
+from vrray.specs import EvaluateSpec, FinetuneSpec, Frozen, SweepSpec
 
 
 @pytest.mark.parametrize(
-    ("function", "spec", "returned"),
-    [(vrray.tune_layers, SweepSpec, vrray.Sweep), (vrray.finetune, FinetuneSpec, dict[str, Any])],
+    ("function", "spec", "needed", "returned"),
+    [
+        (vrray.tune_layers, SweepSpec, {}, vrray.Sweep),
+        (vrray.finetune, FinetuneSpec, {}, dict[str, Any]),
+        (vrray.evaluate, EvaluateSpec, {"model": None, "sweep": "where"}, vrray.Evaluation),
+    ],
 )
-def test_a_signature_shows_every_option(function: Callable[..., Any], spec: type[RunSpec], returned: Any) -> None:
+def test_a_signature_shows_every_option(
+    function: Callable[..., Any], spec: type[Frozen], needed: dict[str, Any], returned: Any
+) -> None:
     signature = inspect.signature(function)
     assert list(signature.parameters) == list(spec.model_fields)
     assert signature.return_annotation == returned
-    defaults = spec.parse({})
+    defaults = spec.parse(needed).model_copy(update=dict.fromkeys(needed))
     for name, parameter in signature.parameters.items():
         assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
         assert parameter.default == getattr(defaults, name)
         assert parameter.annotation == spec.model_fields[name].annotation
 
 
-@pytest.mark.parametrize(("function", "wrong"), [(vrray.tune_layers, "placement"), (vrray.finetune, "placements")])
+@pytest.mark.parametrize(
+    ("function", "wrong"),
+    [(vrray.tune_layers, "placement"), (vrray.finetune, "placements"), (vrray.evaluate, "variant")],
+)
 def test_wrong_options_are_refused_before_ray_starts(
     function: Callable[..., Any], wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     with pytest.raises(SpecError, match=f"unknown option '{wrong}'; did you mean"):
         function(**{wrong: "all"})
+
+
+def test_the_evaluate_package_does_not_hide_the_function() -> None:
+    code = (
+        "import vrray; f = vrray.evaluate; from vrray.evaluate.task_file import read_tasks; assert vrray.evaluate is f"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from vrray.errors import SpecError
-from vrray.specs import FinetuneSpec, PretrainSpec, RunSpec, ScoreSpec, SweepSpec
+from vrray.specs import EvaluateSpec, FinetuneSpec, Frozen, PretrainSpec, ScoreSpec, SweepSpec
 from vrray.store import Store, read_parquet
 
 
@@ -97,6 +97,30 @@ class Scores:
         return least_important_first(values, range(len(values)))[::-1]
 
 
+class Evaluation:
+    """Scores of variants on tasks, in a store.
+
+    Attributes:
+        table: a row a variant and task: `n`, `failed`, the task's main `score`, the plain `mean` of its questions with
+            its 95 % bootstrap interval, `blind_score` and `blind_mean` without images, `detail` as JSON.
+        examples: a row a question and pass: `question`, `image`, `answers`, `prediction`, `score`, `blind`, `problem`.
+    """
+
+    def __init__(self, storage: str, name: str):
+        self._store, self.name = Store(storage), name
+        self.folder = self._store.location("evaluations", name)
+        self.table, self.examples = (
+            read_parquet(pa.BufferReader(self._store.read_bytes(f"evaluations/{name}/{file}.parquet")))
+            for file in ("results", "examples")
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What `jobs/evaluate.py` prints as its last line."""
+        results = self.table.drop_columns(["detail"]).to_pylist()
+        report = self._store.location("evaluations", self.name, "report.md")
+        return {"name": self.name, "report": report, "results": results}
+
+
 def tune_layers(**options: Any) -> Sweep:
     """Train region-tuned variants, prune each of them, score them all, and return the sweep.
 
@@ -156,6 +180,22 @@ def score_layers(**options: Any) -> Scores:
     return Scores(spec.storage, spec.name)
 
 
+def evaluate(**options: Any) -> Evaluation:
+    """Score a model, or variants of a sweep, on tasks; answers that the store holds are not asked for again.
+
+    Options are the fields of `vrray.specs.EvaluateSpec`; the cluster is found as in `tune_layers`.
+
+    Raises:
+        VrrayError: an option, a task, the model or the cluster is not fit for it; the message says what to change.
+    """
+    from vrray.sweep.evaluating import run_evaluation
+
+    spec = EvaluateSpec.parse(options)
+    with connected():
+        run_evaluation(spec)
+    return Evaluation(spec.storage, spec.name)
+
+
 def export(**options: Any) -> Path:
     """Write a variant of a sweep, or a model with layers removed, as a directory that plain transformers loads.
 
@@ -202,7 +242,7 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-def _signature(spec: type[RunSpec], returned: Any) -> inspect.Signature:
+def _signature(spec: type[Frozen], returned: Any) -> inspect.Signature:
     parameters = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=field.annotation
@@ -216,3 +256,4 @@ tune_layers.__signature__ = _signature(SweepSpec, Sweep)  # type: ignore[attr-de
 pretrain_projector.__signature__ = _signature(PretrainSpec, dict[str, Any])  # type: ignore[attr-defined]
 score_layers.__signature__ = _signature(ScoreSpec, Scores)  # type: ignore[attr-defined]
 finetune.__signature__ = _signature(FinetuneSpec, dict[str, Any])  # type: ignore[attr-defined]
+evaluate.__signature__ = _signature(EvaluateSpec, Evaluation)  # type: ignore[attr-defined]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import shlex
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
@@ -73,7 +76,8 @@ SMOL_RECIPE = Recipe(
 )
 RECIPES = {"smol": SMOL_RECIPE}
 HELD_OUT = "held-out"
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+DEMO_TASKS = ("easy-vqa", "emoji-groups", "font-letters", "capitals")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 QUICK: dict[str, Any] = {
     "placements": ["all", "uniform"],
     "prune": [0, 2],
@@ -229,7 +233,7 @@ class SweepSpec(RunSpec):
     )
     heal_steps: int = Field(0, ge=0, description="steps of region training after each removal, as a further variant")
     tasks: list[str] = Field(
-        ["easy-vqa", "emoji-groups", "font-letters", "capitals"],
+        list(DEMO_TASKS),
         min_length=1,
         description="evaluation tasks: easy-vqa, easy-vqa-yesno, emoji-groups, font-letters, capitals, continents, "
         "held-out (rows of the data kept from training, the default with data of one's own)",
@@ -245,7 +249,7 @@ class SweepSpec(RunSpec):
         None, ge=1, description="number of trials of a random [8] or Optuna search [24, its placements first]"
     )
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops weak trials early")
-    name: str = Field("sweep", pattern=_NAME, description="the sweep's folder in the store")
+    name: str = Field("sweep", pattern=NAME, description="the sweep's folder in the store")
     quick: bool = Field(False, description="a small sweep: two placements, two pruning plans, fewer steps and examples")
 
     @model_validator(mode="before")
@@ -366,7 +370,7 @@ class ScoreSpec(PretrainSpec):
     learning_rate: float | None = Field(None, gt=0, description="of that tuning [the model's recipe]")
     calibration: int = Field(48, ge=2, description="training rows that are read")
     examples: int = Field(40, ge=8, description="examples of `capitals`, the demo's texts for ablation-textual")
-    name: str = Field("scores", pattern=_NAME, description="the folder in the store's layer-scores/")
+    name: str = Field("scores", pattern=NAME, description="the folder in the store's layer-scores/")
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -397,6 +401,72 @@ class ScoreSpec(PretrainSpec):
         options = {"placements": [placement], "layers": [self.layers], "learning_rates": rates}
         spec = self._one_trial({**options, "calibration": self.calibration, "examples": self.examples})
         return spec.model_copy(update={"name": self.name, "tasks": ["capitals"] if self.is_demo else []})
+
+
+def _of_run(name: str) -> Any:
+    """An option that a run has too."""
+    return copy(RunSpec.model_fields[name])
+
+
+class EvaluateSpec(Frozen):
+    """An evaluation: which models are asked which tasks."""
+
+    model: str | None = Field(
+        None, description="a model as it is: preset, directory or hub id (organisation/name) of a LLaVA-family model"
+    )
+    sweep: str | None = Field(None, description="instead of a model: name of a sweep in the store")
+    variants: list[str] | None = Field(
+        None, min_length=1, description="rows of that sweep's table, such as all uniform-8-prune2 [every finished one]"
+    )
+    tasks: list[str] = Field(
+        list(DEMO_TASKS),
+        min_length=1,
+        description="names of the demo's tasks, and YAML files of benchmarks and of tasks of one's own "
+        "(docs/evaluation.md)",
+    )
+    split: Literal["select", "test"] = Field("test", description="split of the demo's tasks")
+    limit: int | None = Field(None, ge=1, description="questions of each task at most, drawn by their ids [all]")
+    blind: bool = Field(True, description="ask visual tasks a second time without their images")
+    short_answers: bool = Field(True, description="ask benchmarks' questions for a word, a phrase or a letter")
+    batch: int = Field(32, ge=1, description="questions that a worker answers at once")
+    template: Literal["auto", "chat", "llama", "phi3", "vicuna_v1", "bunny"] = _of_run("template")
+    precision: Literal["auto", "bf16", "fp32"] = _of_run("precision")
+    features: Literal["auto", "cache", "live"] = _of_run("features")
+    feature_budget: float = _of_run("feature_budget")
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = _of_run("attention")
+    liger: bool = _of_run("liger")
+    max_failures: int = Field(3, ge=0, description="how often answering goes on after its workers were lost")
+    node_wait: float = _of_run("node_wait")
+    workers: int = Field(2, ge=1, description="workers of one group; groups fill the cluster and share the work")
+    cpus_per_worker: float = _of_run("cpus_per_worker")
+    gpu: bool | None = _of_run("gpu")
+    storage: str = _of_run("storage")
+    name: str = Field("evaluation", pattern=NAME, description="the folder in the store's evaluations/")
+
+    @model_validator(mode="after")
+    def _check_models(self) -> Self:
+        if (self.model is None) == (self.sweep is None):
+            raise ValueError("give either --model NAME, or --sweep NAME with --variants")
+        if self.variants is not None and self.sweep is None:
+            raise ValueError("--variants are rows of a sweep's table; give its name with --sweep")
+        return self
+
+    def as_run(self) -> RunSpec:
+        """How worker groups are started; a group that has lost workers goes on with whatever number is left."""
+        names = ("attention", "liger", "max_failures", "node_wait", "workers", "cpus_per_worker", "gpu", "storage")
+        shared = {name: getattr(self, name) for name in names}
+        return RunSpec.parse({**shared, "global_batch": math.lcm(*range(1, self.workers + 1))})
+
+    def command(self) -> str:
+        """The command line that says the same."""
+        words = ["python", "jobs/evaluate.py"]
+        for name, value in self.model_dump(exclude_defaults=True).items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+        return shlex.join(words)
 
 
 def _amount(value: Any) -> int | float | str:

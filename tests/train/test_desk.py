@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from ranks import run_ranks
 
 from vrray.errors import TrainingError
 from vrray.train import desk as desk_module
-from vrray.train.desk import Desk, _lost_a_peer, error_line
+from vrray.train.desk import Desk, _lost_a_peer, error_line, follow
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,53 @@ def test_reports_are_followed_to_the_end() -> None:
     desk.end("a")
     assert desk.follow("a") == ([{"step": 3}], True, None)
     assert desk.follow("a") == ([], True, None)
+
+
+class Actor:
+    """A desk that is called as a Ray actor is; before each look at a job, the workers do something."""
+
+    def __init__(self, desk: Desk, doings: list[Callable[[], object]]):
+        self.submit = SimpleNamespace(remote=desk.submit)
+        self.follow = SimpleNamespace(remote=self._follow)
+        self._desk, self._doings, self.asked = desk, doings, list[str]()
+
+    def _follow(self, key: str) -> Any:
+        self.asked.append(key)
+        if self._doings:
+            self._doings.pop(0)()
+        return self._desk.follow(key)
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "ray", SimpleNamespace(get=lambda value: value))
+    monkeypatch.setattr(desk_module, "_IDLE_SECONDS", 0)
+
+
+def test_jobs_are_followed_in_turn(no_ray: None) -> None:
+    desk = Desk()
+    actor = Actor(
+        desk,
+        [
+            lambda: desk.post("a", {"step": 1}),
+            lambda: desk.post("b", {"step": 2}),
+            lambda: desk.end("b"),
+            lambda: desk.post("a", {"step": 3}),
+            lambda: desk.end("a"),
+        ],
+    )
+    assert [report["step"] for report in follow(actor, A, B)] == [1, 2, 3]
+    assert actor.asked[:4] == ["a", "b", "a", "b"]
+    assert actor.asked[-1] == "a"
+
+
+def test_the_first_failure_ends_the_following(no_ray: None) -> None:
+    desk = Desk()
+    actor = Actor(desk, [lambda: desk.post("b", {"step": 1}), lambda: desk.end("b", "ValueError: wrong")])
+    reports = follow(actor, A, B)
+    assert next(reports) == {"step": 1}
+    with pytest.raises(TrainingError, match="ValueError: wrong"):
+        next(reports)
 
 
 def test_a_job_is_in_line_once() -> None:

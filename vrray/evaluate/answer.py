@@ -11,6 +11,7 @@ from torch import nn
 
 from vrray.data.encode import encode_prompt
 from vrray.data.tasks import MAX_NEW_TOKENS, Example
+from vrray.errors import DataError
 from vrray.models.family import family_of, project_features, vocabulary_logits
 from vrray.train.workspace import Workspace
 
@@ -18,7 +19,14 @@ _ANSWER_TOKENS = 128  # of a reference answer that are scored
 
 
 @torch.inference_mode()
-def generate_answers(workspace: Workspace, examples: Sequence[Example], *, blind: bool, batch: int) -> list[str]:
+def generate_answers(
+    workspace: Workspace,
+    examples: Sequence[Example],
+    *,
+    blind: bool,
+    batch: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> list[str]:
     """Greedy answers, in the order of the examples; `blind` leaves the image out of the prompt."""
     prompts = _prompts(workspace, examples, blind=blind)
     answers = [""] * len(examples)
@@ -28,7 +36,7 @@ def generate_answers(workspace: Workspace, examples: Sequence[Example], *, blind
             input_ids=ids,
             attention_mask=mask,
             **_image_inputs(workspace, ids, _images(examples, members, blind=blind)),
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=workspace.padding_id,
         )
@@ -36,6 +44,18 @@ def generate_answers(workspace: Workspace, examples: Sequence[Example], *, blind
         for index, text in zip(members, texts, strict=True):
             answers[index] = text
     return answers
+
+
+def why_unaskable(workspace: Workspace, example: Example, *, blind: bool, max_new_tokens: int) -> str | None:
+    """Why an example cannot be answered; None where it can: its text holds no image tokens, and the model reads it."""
+    try:
+        (prompt,) = _prompts(workspace, [example], blind=blind)
+    except DataError as error:
+        return str(error)
+    most = getattr(workspace.model.config.text_config, "max_position_embeddings", None)
+    if most is not None and len(prompt) + max_new_tokens > most:
+        return f"its prompt has {len(prompt)} tokens and the answer up to {max_new_tokens}; the model reads {most}"
+    return None
 
 
 @torch.inference_mode()

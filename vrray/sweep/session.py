@@ -114,9 +114,8 @@ class Session:
             for share in shares
             if share
         ]
-        for started in [follow(self.workers.desk, job) for job in jobs]:
-            for _ in started:
-                pass
+        for _ in follow(self.workers.desk, *jobs):
+            pass
 
     def _train_projector(self) -> None:
         if is_complete(self.store, self.prepared.site, self.prepared.projector):

@@ -149,26 +149,30 @@ class Desk:
         self._closed = True
 
 
-def follow(desk: Any, job: Job) -> Iterator[dict[str, Any]]:
-    """Submit a job; iterate over its reports until it has ended and every report was yielded.
+def follow(desk: Any, *jobs: Job) -> Iterator[dict[str, Any]]:
+    """Submit jobs; iterate over their reports as they come, until all have ended and every report was yielded.
 
     Raises:
-        TrainingError: the job failed; the message is the worker's.
+        TrainingError: a job failed; the message is the worker's.
     """
-    ray.get(desk.submit.remote(job))
-    return _reports(desk, job)
+    for job in jobs:
+        ray.get(desk.submit.remote(job))
+    return _reports(desk, [job.key for job in jobs])
 
 
-def _reports(desk: Any, job: Job) -> Iterator[dict[str, Any]]:
-    while True:
-        reports, ended, failure = ray.get(desk.follow.remote(job.key))
-        yield from reports
-        if ended and not reports:
-            break
-        if not reports:
+def _reports(desk: Any, going: list[str]) -> Iterator[dict[str, Any]]:
+    # In turn, since a job that nobody asks about for a while counts as abandoned.
+    while going:
+        found = {key: ray.get(desk.follow.remote(key)) for key in going}
+        for key, (reports, ended, failure) in found.items():
+            yield from reports
+            if not ended or reports:
+                continue
+            if failure is not None:
+                raise TrainingError(failure)
+            going = [other for other in going if other != key]
+        if going and not any(reports for reports, _, _ in found.values()):
             time.sleep(_IDLE_SECONDS)
-    if failure is not None:
-        raise TrainingError(failure)
 
 
 def serve(config: dict[str, Any]) -> None:

@@ -1,0 +1,85 @@
+"""Answering parts of tasks on a rank of a worker group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch.distributed as dist
+
+from vrray.data.tasks import Example
+from vrray.evaluate.answer import choose_options, generate_answers, why_unaskable
+from vrray.models.loading import decoder_layers
+from vrray.pruning import pruned
+from vrray.region import Region
+from vrray.sweep.answers import ANSWERS, FILE, Answer, AnswersJob, Part, Variant
+from vrray.train.desk import Report
+from vrray.train.workspace import Workspace
+from vrray.variant import applied, load_delta
+
+_SCHEMA = pa.schema([("prediction", pa.string()), ("problem", pa.string())])
+
+
+def answer_parts(workspace: Workspace, job: AnswersJob, report: Report) -> None:
+    """Answer what of a job the store does not hold, a variant after the other; ranks share the questions of a part."""
+    if job.chunks:
+        workspace.use_cached(job.chunks)
+    else:
+        workspace.use_live(job.images, job.feature_shape)
+    for variant, parts in groupby(job.parts, key=lambda part: part.variant):
+        with _set_on(workspace, variant):
+            for part in parts:
+                stored = _is_stored(workspace, part)
+                if not stored:
+                    _answer(workspace, part, job.batch)
+                report({"answered": 0 if stored else len(part.examples)})
+
+
+@contextmanager
+def _set_on(workspace: Workspace, variant: Variant) -> Iterator[None]:
+    """The base as a variant for a while; what may be removed was settled with its plan."""
+    with ExitStack() as stack:
+        if variant.delta is not None:
+            delta = load_delta(workspace.store, variant.delta)
+            stack.enter_context(applied(workspace.model, delta, workspace.base))
+        depth = len(decoder_layers(workspace.model))
+        stack.enter_context(pruned(workspace.model, variant.removed, Region.none(depth)))
+        yield
+
+
+def _is_stored(workspace: Workspace, part: Part) -> bool:
+    """As rank 0 sees it, so that all ranks do the same."""
+    found = [workspace.rank == 0 and workspace.store.has(ANSWERS, part.key)]
+    dist.broadcast_object_list(found, 0)
+    return found[0]
+
+
+def _answer(workspace: Workspace, part: Part, batch: int) -> None:
+    places = range(workspace.rank, len(part.examples), workspace.world)
+    mine = list(zip(places, _answers(workspace, part, [part.examples[p] for p in places], batch), strict=True))
+    everyone: list[Any] = [None] * workspace.world
+    dist.all_gather_object(everyone, mine)
+    if workspace.rank == 0:
+        answers = [answer for _, answer in sorted((pair for each in everyone for pair in each), key=lambda p: p[0])]
+        table = pa.Table.from_pylist([vars(answer) for answer in answers], _SCHEMA)
+
+        def write(folder: Path) -> None:
+            pq.write_table(table, folder / FILE)
+
+        info = {"variant": part.variant.name, "task": part.task, "blind": part.blind, "questions": len(answers)}
+        workspace.store.put(ANSWERS, part.key, write, info)
+    dist.barrier()
+
+
+def _answers(workspace: Workspace, part: Part, examples: Sequence[Example], batch: int) -> list[Answer]:
+    if part.method == "choose":
+        return [Answer(text) for text in choose_options(workspace, examples, batch=batch)] if examples else []
+    problems = [why_unaskable(workspace, e, blind=part.blind, max_new_tokens=part.max_new_tokens) for e in examples]
+    asked = [example for example, problem in zip(examples, problems, strict=True) if problem is None]
+    texts = iter(generate_answers(workspace, asked, blind=part.blind, batch=batch, max_new_tokens=part.max_new_tokens))
+    return [Answer(next(texts).strip()) if problem is None else Answer(None, problem) for problem in problems]
