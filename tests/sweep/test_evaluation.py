@@ -16,8 +16,8 @@ from vrray.errors import SpecError
 from vrray.models.loading import base_identity
 from vrray.specs import EvaluateSpec
 from vrray.store import Store
-from vrray.sweep import evaluating
-from vrray.sweep.answers import Variant
+from vrray.sweep import evaluated, evaluating
+from vrray.sweep.answers import ANSWERS, FILE, Variant
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation
 
 ROWS = [
@@ -95,3 +95,29 @@ def test_features_are_stored_where_they_fit(
     assert [len(chunk.images) for chunk in chunks] == images
     blind = [part for part in found.all_parts() if part.blind]
     assert evaluating._chunks(found, blind) == []
+
+
+def test_results_and_examples_of_stored_answers(options: dict[str, Any], tmp_path: Path) -> None:
+    photo = next((tmp_path / "photos").iterdir())
+    photo.unlink()
+    found = prepare({**options, "variants": ["all"]})
+    said = {False: ["Red.", None, "red"], True: ["blue", "red", "green"]}
+    for part in found.all_parts():
+        rows = [{"prediction": text, "problem": None if text else "too long"} for text in said[part.blind]]
+
+        def write(folder: Path, rows: list[dict[str, Any]] = rows) -> None:
+            pq.write_table(pa.Table.from_pylist(rows), folder / FILE)
+
+        found.store.put(ANSWERS, part.key, write)
+    row, examples = evaluated._result(found, found.variants[0], found.tasks[0])
+    assert (row["variant"], row["task"], row["n"], row["failed"]) == ("all", "mine", 4, 2)
+    assert (row["score"], row["mean"], row["blind_score"], row["blind_mean"]) == (0.5, 0.5, 0.25, 0.25)
+    assert row["mean_low"] < 0.5 < row["mean_high"]
+    assert len(examples) == 8
+    seen = [each for each in examples if not each["blind"]]
+    assert sorted(each["score"] for each in seen) == [0, 0, 1, 1]
+    lost = {each["image"]: each["problem"] for each in seen if each["prediction"] is None}
+    assert "No such file" in lost.pop(photo.name)
+    assert list(lost.values()) == ["too long"]
+    assert {tuple(each["answers"]) for each in examples} == {("red",)}
+    assert "Which?" in evaluated._asked(found, found.tasks[0])["prompt"]
