@@ -44,7 +44,7 @@ from vrray.sweep.trial import (
     read_scores,
     scores_key,
 )
-from vrray.sweep.work import _agreed
+from vrray.sweep.work import agreed
 from vrray.train.execution import Execution
 from vrray.train.loss import SupervisedLoss
 from vrray.variant import Delta, applied, load_delta
@@ -190,9 +190,9 @@ def test_healing_without_a_tuned_layer_left_trains_the_projector(place_of: Groun
 def ask_apart(ground: Ground) -> list[Any]:
     """Ranks of which only the first finds something, or meets an error."""
     workspace, met = ground.workspace(), []
-    met.append(_agreed(workspace, lambda: workspace.rank == 0))
+    met.append(agreed(workspace, lambda: workspace.rank == 0))
     try:
-        _agreed(workspace, lambda: refuse(workspace.rank))
+        agreed(workspace, lambda: refuse(workspace.rank))
     except PruningError as error:
         met.append(str(error))
     return met

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from vrray.evaluate.answer import choose_options, generate_answers, why_unaskabl
 from vrray.models.loading import decoder_layers
 from vrray.pruning import pruned
 from vrray.region import Region
+from vrray.store import Store
 from vrray.sweep.answers import ANSWERS, FILE, Answer, AnswersJob, Part, Variant
+from vrray.sweep.work import agreed
 from vrray.train.desk import Report
 from vrray.train.workspace import Workspace
 from vrray.variant import applied, load_delta
@@ -34,10 +37,10 @@ def answer_parts(workspace: Workspace, job: AnswersJob, report: Report) -> None:
     for variant, parts in groupby(job.parts, key=lambda part: part.variant):
         with _set_on(workspace, variant):
             for part in parts:
-                stored = _is_stored(workspace, part)
-                if not stored:
+                missing = agreed(workspace, partial(_is_missing, workspace.store, part.key))
+                if missing:
                     _answer(workspace, part, job.batch)
-                report({"answered": 0 if stored else len(part.examples)})
+                report({"answered": len(part.examples) if missing else 0})
 
 
 @contextmanager
@@ -52,11 +55,8 @@ def _set_on(workspace: Workspace, variant: Variant) -> Iterator[None]:
         yield
 
 
-def _is_stored(workspace: Workspace, part: Part) -> bool:
-    """As rank 0 sees it, so that all ranks do the same."""
-    found = [workspace.rank == 0 and workspace.store.has(ANSWERS, part.key)]
-    dist.broadcast_object_list(found, 0)
-    return found[0]
+def _is_missing(store: Store, key: str) -> bool:
+    return not store.has(ANSWERS, key)
 
 
 def _answer(workspace: Workspace, part: Part, batch: int) -> None:

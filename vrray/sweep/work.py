@@ -70,7 +70,7 @@ def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
     _use_features(workspace, site)
 
     def following() -> Work | None:
-        return _agreed(workspace, lambda: next_work(store, site, trial))
+        return agreed(workspace, lambda: next_work(store, site, trial))
 
     while (work := following()) is not None:
         if isinstance(work, Trial):
@@ -175,7 +175,7 @@ def _left(depth: int, removed: tuple[int, ...]) -> list[int]:
     return [layer for layer in range(depth) if layer not in removed]
 
 
-def _agreed(workspace: Workspace, decide: Callable[[], T]) -> T:
+def agreed(workspace: Workspace, decide: Callable[[], T]) -> T:
     """What rank 0 decides, on every rank: what each sees in a store may differ for a moment.
 
     Raises:
@@ -196,7 +196,7 @@ def _agreed(workspace: Workspace, decide: Callable[[], T]) -> T:
 
 def _measure(workspace: Workspace, site: Site, work: Measuring) -> None:
     key = scores_key(site, work)
-    if _agreed(workspace, lambda: workspace.store.has(SCORES, key)):
+    if agreed(workspace, lambda: workspace.store.has(SCORES, key)):
         return
     samples: Samples = {}
     if work.measurement == "change":
@@ -224,7 +224,7 @@ def _measure(workspace: Workspace, site: Site, work: Measuring) -> None:
 
 def _evaluate(workspace: Workspace, work: Evaluating, tasks: Sequence[TaskExamples]) -> None:
     key = evaluation_key(work.delta, work.removed, tasks, work.blind)
-    if _agreed(workspace, lambda: workspace.store.has(EVALUATION, key)):
+    if agreed(workspace, lambda: workspace.store.has(EVALUATION, key)):
         return
     with _without(workspace, work.removed):
         records = evaluate_tasks(workspace, tasks, blind=work.blind)
