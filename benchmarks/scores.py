@@ -105,7 +105,7 @@ class Bench:
 def _workspace(folder: Path, rows: int) -> tuple[Workspace, Prepared, Sequence[Row]]:
     """The demo LVLM with its features; a projector that was not trained costs the same."""
     store = Store(folder / "store")
-    prepared = prepare(SweepSpec.parse({"storage": store.uri}), store, gpu=False, worker_memory=8 << 30)
+    prepared = prepare(SweepSpec.parse({"storage": store.uri, "examples": 16}), store, gpu=False, worker_memory=8 << 30)
     site, path = prepared.site, str(prepared.model_path)
     space = Workspace.set_up(Setup(store.uri, path, site.base, prepared.precision, template=prepared.template))
     config, processor = AutoConfig.from_pretrained(path), space.processor.image_processor
