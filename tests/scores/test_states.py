@@ -112,6 +112,15 @@ def test_batches_do_not_matter(workspace: tuple[Workspace, Ground], size: int, o
         assert values == pytest.approx(together[name], abs=2e-5)
 
 
+def test_rows_in_parts_give_the_same_shares(
+    workspace: tuple[Workspace, Ground], one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, ground = workspace
+    expected = samples_of(space, ground.rows)["attention"]
+    monkeypatch.setattr("vrray.scores.states._MOST", 1)
+    assert samples_of(space, ground.rows)["attention"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_eager_attention_is_watched_too(ground: Ground, one_rank: None) -> None:
     space = ground.workspace_alone()
     expected = samples_of(space, ground.rows)["attention"]

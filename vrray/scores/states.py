@@ -22,6 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vrray.models.family import family_of
 from vrray.models.loading import decoder_layers
 
+_MOST = 1 << 24  # attention weights that are held at once, in float32
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -38,12 +40,16 @@ class Tokens:
     image: torch.Tensor
 
     @cached_property
-    def places(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each row, where its text tokens and its image tokens are."""
-        return [
-            (text.nonzero().squeeze(1), image.nonzero().squeeze(1))
-            for text, image in zip(self.text, self.image, strict=True)
-        ]
+    def kinds(self) -> torch.Tensor:
+        """`[3, B, T]`, float: text and image tokens together, text tokens, image tokens."""
+        return torch.stack([self.text | self.image, self.text, self.image]).float()
+
+    @cached_property
+    def asking(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, Q]`: the places of each row's text tokens, and which of these places there are."""
+        counts = self.text.sum(1)
+        places = self.text.long().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(counts.max()))]
+        return places, torch.arange(places.shape[1], device=places.device) < counts.unsqueeze(1)
 
 
 class StateScores:
@@ -67,6 +73,7 @@ class StateScores:
         self._attention = str(model.config.text_config._attn_implementation)  # type: ignore[union-attr]
         self._of_module = {id(layer.self_attn): index for index, layer in enumerate(self._layers)}
         self._stack = ExitStack()
+        self._left: tuple[torch.Tensor, torch.Tensor] | None = None  # what left the last layer, and its squared length
         self._found: dict[str, list[torch.Tensor]] = {}
         self.tokens: Tokens | None = None
         self.rows: dict[str, list[torch.Tensor]] = {
@@ -91,18 +98,25 @@ class StateScores:
             leaving = output[0] if isinstance(output, tuple) else output
             tokens = self.tokens
             assert tokens is not None, "tokens is set before every pass"
-            cosine_BT = _cosine(entering, leaving)
+            cosine_BT = self._cosine(entering, leaving)
             ends = _last_token(tokens.present)
             self._add("angular", _angle(cosine_BT.gather(1, ends).squeeze(1)))
             if last:
                 cosine_BT = _cosine(entering, self._norm(leaving))
-            self._add("bi", _influence(cosine_BT, tokens.text | tokens.image))
-            by_kind = _influence(cosine_BT, tokens.text) + _influence(cosine_BT, tokens.image)
-            self._add("multimodal-bi", by_kind / 2)
+            both, text, image = _influence(cosine_BT, tokens.kinds)
+            self._add("bi", both)
+            self._add("multimodal-bi", (text + image) / 2)
             if last:
                 self._end_batch()
 
         return hook
+
+    def _cosine(self, entering: torch.Tensor, leaving: torch.Tensor) -> torch.Tensor:
+        """What entered a layer has just left the one before, and its length is known."""
+        known = self._left is not None and self._left[0] is entering
+        square = self._left[1] if self._left is not None and known else _square(entering)
+        self._left = (leaving, _square(leaving))
+        return _cosine(entering, leaving, square, self._left[1])
 
     def _watch(
         self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, mask: Any, settings: dict[str, Any]
@@ -119,7 +133,7 @@ class StateScores:
     def _end_batch(self) -> None:
         for name, layers in self._found.items():
             self.rows[name].append(torch.stack(layers, dim=1).double().cpu())
-        self._found, self.tokens = {}, None
+        self._found, self.tokens, self._left = {}, None, None
 
 
 def angular_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -132,14 +146,21 @@ def block_influence(a: torch.Tensor, b: torch.Tensor, chosen: torch.Tensor) -> t
 
     Tokens whose state is zero have no direction and are left out.
     """
-    return _influence(_cosine(a, b), chosen)
+    return _influence(_cosine(a, b), chosen.float())
 
 
-def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _cosine(
+    a: torch.Tensor, b: torch.Tensor, square_a: torch.Tensor | None = None, square_b: torch.Tensor | None = None
+) -> torch.Tensor:
     """Over the last dimension; nan where one of both is zero."""
-    a, b = a.float(), b.float()
-    lengths = (torch.linalg.vecdot(a, a) * torch.linalg.vecdot(b, b)).sqrt()
-    return torch.linalg.vecdot(a, b) / lengths
+    square_a = _square(a) if square_a is None else square_a
+    square_b = _square(b) if square_b is None else square_b
+    return torch.linalg.vecdot(a.float(), b.float()) / (square_a * square_b).sqrt()
+
+
+def _square(a: torch.Tensor) -> torch.Tensor:
+    a = a.float()
+    return torch.linalg.vecdot(a, a)
 
 
 def _angle(cosine: torch.Tensor) -> torch.Tensor:
@@ -152,9 +173,10 @@ def _last_token(present: torch.Tensor) -> torch.Tensor:
     return (places * present).argmax(1, keepdim=True)
 
 
-def _influence(cosine_BT: torch.Tensor, chosen_BT: torch.Tensor) -> torch.Tensor:
-    counted = chosen_BT & ~cosine_BT.isnan()
-    return 1 - torch.where(counted, cosine_BT, 0).sum(1) / counted.sum(1)
+def _influence(cosine_BT: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """1 - the mean over the chosen tokens `[..., B, T]` (1 or 0) that have a direction; nan where there are none."""
+    counted = chosen * ~cosine_BT.isnan()
+    return 1 - (counted * cosine_BT.nan_to_num()).sum(-1) / counted.sum(-1)
 
 
 @contextmanager
@@ -186,30 +208,37 @@ def _share_on_images(
 ) -> torch.Tensor:
     """`[B]`: the mean over heads and text tokens; nan where a row has no text or no image.
 
-    Row by row, for no more than K x Q x T numbers are held then.
+    As many rows at once as keep the K x Q x T numbers of each within bounds.
     """
-    groups = query.shape[1] // key.shape[1]
+    rows, heads, length = query.shape[:3]
+    size = max(1, _MOST // (heads * tokens.asking[0].shape[1] * length))
+    parts = [slice(start, start + size) for start in range(0, rows, size)]
+    return torch.cat([_share_of_rows(query, key, mask, settings, tokens, part) for part in parts])
+
+
+def _share_of_rows(
+    query: torch.Tensor, key: torch.Tensor, mask: Any, settings: dict[str, Any], tokens: Tokens, rows: slice
+) -> torch.Tensor:
+    places_BQ, there_BQ = (each[rows] for each in tokens.asking)
+    asking = query[rows].gather(2, places_BQ[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+    asking = asking.unflatten(1, (key.shape[1], -1))  # heads that share their keys side by side
     scale = settings.get("scaling") or query.shape[-1] ** -0.5
-    shares = []
-    for row, (text_Q, image_I) in enumerate(tokens.places):
-        if not len(text_Q) or not len(image_I):
-            shares.append(query.new_full((), math.nan, dtype=torch.float32))
-            continue
-        asking = query[row][:, text_Q].unflatten(0, (-1, groups))  # heads that share their keys side by side
-        logits = (asking @ key[row].transpose(1, 2).unsqueeze(1)).float() * scale
-        logits = logits.masked_fill(~_allowed(mask, row, text_Q, tokens, settings), -math.inf)
-        shares.append(logits.softmax(-1)[..., image_I].sum(-1).mean())
-    return torch.stack(shares)
+    logits = (asking @ key[rows].transpose(2, 3).unsqueeze(2)).float() * scale
+    logits.masked_fill_(~_allowed(mask, places_BQ, tokens, settings, rows)[:, None, None], -math.inf)
+    shares_BQ = (logits.softmax(-1) * tokens.image[rows, None, None, None]).sum(-1).mean((1, 2))
+    seen = tokens.image[rows].any(1)
+    total_B = torch.where(there_BQ, shares_BQ.nan_to_num(), 0).sum(1)
+    return torch.where(seen, total_B / there_BQ.sum(1), math.nan)
 
 
-def _allowed(mask: Any, row: int, text_Q: torch.Tensor, tokens: Tokens, settings: dict[str, Any]) -> torch.Tensor:
-    """Boolean `[Q, T]`: which tokens each text token may attend to."""
+def _allowed(mask: Any, places_BQ: torch.Tensor, tokens: Tokens, settings: dict[str, Any], rows: slice) -> torch.Tensor:
+    """Boolean `[B, Q, T]`: which tokens each text token may attend to."""
     if isinstance(mask, torch.Tensor) and mask.dim() == 4:  # [1 or B, 1, T, T], of which True or 0 may be seen
-        of_row = mask[row if len(mask) > 1 else 0, 0, text_Q]
-        return of_row if of_row.dtype == torch.bool else of_row == 0
+        of_rows = (mask[rows] if len(mask) > 1 else mask.expand(len(places_BQ), -1, -1, -1))[:, 0]
+        of_rows = of_rows.gather(1, places_BQ.unsqueeze(2).expand(-1, -1, of_rows.shape[2]))
+        return of_rows if of_rows.dtype == torch.bool else of_rows == 0
     # A kernel without a mask is causal by itself, and flash attention takes away the padding before.
-    places = torch.arange(tokens.present.shape[1], device=text_Q.device)
-    back = text_Q.unsqueeze(1) - places
-    allowed = (back >= 0) & tokens.present[row]
+    back = places_BQ.unsqueeze(2) - torch.arange(tokens.present.shape[1], device=places_BQ.device)
+    allowed = (back >= 0) & tokens.present[rows].unsqueeze(1)
     window = settings.get("sliding_window")
     return allowed & (back < window) if window else allowed
