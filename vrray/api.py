@@ -9,11 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from vrray.errors import SpecError
 from vrray.specs import EvaluateSpec, FinetuneSpec, Frozen, PretrainSpec, ScoreSpec, SweepSpec
-from vrray.store import Store, read_parquet
+from vrray.store import Store
 
 
 class Sweep:
@@ -22,8 +20,7 @@ class Sweep:
     def __init__(self, storage: str, name: str):
         self._store, self.name = Store(storage), name
         self.folder = self._store.location("sweeps", name)
-        data = self._store.read_bytes(f"sweeps/{name}/table.parquet")
-        self.table = read_parquet(pa.BufferReader(data))
+        self.table = self._store.read_table(f"sweeps/{name}/table.parquet")
 
     def best(self) -> dict[str, Any]:
         """The row with the highest visual score on the select split."""
@@ -77,8 +74,7 @@ class Scores:
         self._store, self.name = Store(storage), name
         self.folder = self._store.location("layer-scores", name)
         self.table, self.correlations = (
-            read_parquet(pa.BufferReader(self._store.read_bytes(f"layer-scores/{name}/{file}.parquet")))
-            for file in ("scores", "correlations")
+            self._store.read_table(f"layer-scores/{name}/{file}.parquet") for file in ("scores", "correlations")
         )
 
     def order(self, score: str) -> list[int]:
@@ -110,8 +106,7 @@ class Evaluation:
         self._store, self.name = Store(storage), name
         self.folder = self._store.location("evaluations", name)
         self.table, self.examples = (
-            read_parquet(pa.BufferReader(self._store.read_bytes(f"evaluations/{name}/{file}.parquet")))
-            for file in ("results", "examples")
+            self._store.read_table(f"evaluations/{name}/{file}.parquet") for file in ("results", "examples")
         )
 
     def summary(self) -> dict[str, Any]:

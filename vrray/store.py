@@ -8,6 +8,7 @@ any moment leaves nothing that could be taken for a whole one, and two writers o
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -166,6 +167,20 @@ class Store:
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write one Parquet file, as `write_bytes` does."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        self.write_bytes(name, buffer.getvalue())
+
+    def read_table(self, name: str) -> pa.Table:
+        """All rows of one Parquet file.
+
+        Raises:
+            StoreError: there is no such file.
+        """
+        return read_parquet(pa.BufferReader(self.read_bytes(name)))
 
     def read_bytes(self, name: str) -> bytes:
         """

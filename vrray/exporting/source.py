@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from vrray.errors import PruningError, SpecError
 from vrray.exporting.spec import ExportSpec
 from vrray.models.loading import model_shape, resolve_model
 from vrray.plans import removable
 from vrray.region import Region, fraction_of, place
-from vrray.store import Store, read_parquet
+from vrray.store import Store
 from vrray.variant import Delta, load_delta
 
 
@@ -65,7 +63,7 @@ def _of_sweep(spec: ExportSpec) -> Source:
         raise SpecError(
             f"--sweep {spec.sweep}: there is no finished sweep of that name in {store.uri} (it has {known})"
         )
-    table = read_parquet(pa.BufferReader(store.read_bytes(f"{folder}/table.parquet")))
+    table = store.read_table(f"{folder}/table.parquet")
     about = json.loads(store.read_bytes(f"{folder}/sweep.json"))
     rows = {row["variant"]: row for row in table.to_pylist()}
     row = rows.get(spec.variant)

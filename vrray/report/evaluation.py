@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vrray.report.text import escape_markdown, format_code, format_number
+from vrray.report.text import escape_markdown, format_code, format_number, format_text_table
 
 Rows = Sequence[Mapping[str, Any]]
 _PROBLEMS = 10  # that are shown; all are in examples.parquet
@@ -47,15 +47,15 @@ def render_evaluation(results: Rows, tasks: Rows, examples: Rows, context: Mappi
     sections = [
         "# Evaluation",
         "## Scores",
-        _table(["variant", "task", "n", "failed", "score", "mean", "blind score", "blind mean"], scores),
+        format_text_table(["variant", "task", "n", "failed", "score", "mean", "blind score", "blind mean"], scores),
         "`score` is the main figure as the benchmark's own script computes it, `mean` the plain mean of the questions' "
         "scores with its 95 % bootstrap interval. Blind: asked without the images. Questions that failed could not be "
         "asked and count as wrong.",
         "## What ran",
-        _table(["what", "value"], what),
+        format_text_table(["what", "value"], what),
         "```\n" + context["command"] + "\n```",
         "## How it was asked",
-        _table(["task", "scored by", "questions", "decoding", "data"], asked),
+        format_text_table(["task", "scored by", "questions", "decoding", "data"], asked),
         "The first question of each task, as the model reads it; an image stands where it is placed:",
         *(f"{format_code(task['task'])}\n\n{_verbatim(task['prompt'])}" for task in tasks),
     ]
@@ -67,7 +67,7 @@ def render_evaluation(results: Rows, tasks: Rows, examples: Rows, context: Mappi
         sections += [
             "## Questions that could not be asked",
             f"{len(failed)} records in examples.parquet have a `problem`; the first are:",
-            _table(["task", "question", "problem"], shown),
+            format_text_table(["task", "question", "problem"], shown),
         ]
     return "\n\n".join(sections) + "\n"
 
@@ -104,8 +104,3 @@ def _verbatim(text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}\n{text}\n{fence}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    rule = [":---"] * len(header)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

@@ -1,6 +1,6 @@
 """The report of a sweep as Markdown: what ran, the answer, the tables, the figures, and how to read them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -18,6 +18,7 @@ from vrray.report.text import (
     format_millions,
     format_number,
     format_percent,
+    format_table,
 )
 
 Cells = Sequence[str]
@@ -55,7 +56,7 @@ def _context_section(context: Mapping[str, str]) -> list[str]:
     if not context:
         return []
     cells = [(escape_markdown(name), escape_markdown(str(value))) for name, value in context.items()]
-    return ["## What ran", _table(("what", "value"), cells)]
+    return ["## What ran", format_table(("what", "value"), cells)]
 
 
 def _leaderboard_section(ranked: Sequence[Row]) -> list[str]:
@@ -93,7 +94,7 @@ def _leaderboard_section(ranked: Sequence[Row]) -> list[str]:
     if any(ties_best(row, ranked) for row in ranked):
         notes.append(f"`=`: the 95 % interval of the visual score overlaps that of {format_code(ranked[0].variant)}.")
     bounds = escape_markdown(f"{state_floor(ranked)} {state_ceiling(ranked)}")
-    return ["## Leaderboard", " ".join(notes), _table(header, cells, left=(1, 8)), bounds]
+    return ["## Leaderboard", " ".join(notes), format_table(header, cells, left=(1, 8)), bounds]
 
 
 def _figures_section(rows: Sequence[Row]) -> list[str]:
@@ -119,7 +120,7 @@ def _tasks_section(ranked: Sequence[Row]) -> list[str]:
         return []
     cells = [(format_code(row.variant), *(format_number(row.tasks[task]) for task in tasks)) for row in ranked]
     header = ("variant", *map(escape_markdown, tasks))
-    return ["## Score by task", f"Fractions, {format_code(name_split(ranked))} split.", _table(header, cells)]
+    return ["## Score by task", f"Fractions, {format_code(name_split(ranked))} split.", format_table(header, cells)]
 
 
 def _test_section(ranked: Sequence[Row]) -> list[str]:
@@ -137,7 +138,7 @@ def _test_section(ranked: Sequence[Row]) -> list[str]:
         for row in tested
     ]
     note = "Examples that no choice was made on; only the chosen variant and the baselines are scored on them."
-    return ["## Held-out test", note, _table(header, cells)]
+    return ["## Held-out test", note, format_table(header, cells)]
 
 
 def _cost_section(ranked: Sequence[Row]) -> list[str]:
@@ -157,14 +158,14 @@ def _cost_section(ranked: Sequence[Row]) -> list[str]:
         for row in ranked
     ]
     note = "Variants of one training share its time; pruning itself trains nothing, and healing is not counted."
-    return ["## Cost", note, _table(header, cells)]
+    return ["## Cost", note, format_table(header, cells)]
 
 
 def _failed_section(failures: Sequence[Row], total: int) -> list[str]:
     if not failures:
         return []
     cells = [(format_code(row.variant), escape_markdown(row.failure or DASH)) for row in failures]
-    return [f"## Failed ({len(failures)} of {total})", _table(("variant", "reason"), cells, left=(0, 1))]
+    return [f"## Failed ({len(failures)} of {total})", format_table(("variant", "reason"), cells, left=(0, 1))]
 
 
 def _reading_section(rows: Sequence[Row]) -> list[str]:
@@ -183,10 +184,3 @@ def _reading_section(rows: Sequence[Row]) -> list[str]:
         f"**{DASH}** was not measured.",
     ]
     return ["## How to read this", "\n".join(f"- {point}" for point in points)]
-
-
-def _table(header: Cells, rows: Iterable[Cells], left: Sequence[int] = (0,)) -> str:
-    """A Markdown table; columns of numbers are set right."""
-    text_only = len(header) == 2
-    rule = [":---" if text_only or place in left else "---:" for place in range(len(header))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

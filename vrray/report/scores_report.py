@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from vrray.report.text import escape_markdown, format_code
+from vrray.report.text import escape_markdown, format_code, format_text_table
 from vrray.scores.table import SCORES, LayerScores, least_important_first
 
 Correlations = Mapping[tuple[str, str], float]
@@ -31,18 +31,18 @@ def render_scores(scores: Mapping[str, LayerScores], between: Correlations, cont
     sections = [
         "# Layer scores",
         "## What ran",
-        _table(["what", "value"], what),
+        format_text_table(["what", "value"], what),
         "## Order",
         "Layers from the most important to the least by each score.",
-        _table(["score", "layers", "what it is"], orders),
+        format_text_table(["score", "layers", "what it is"], orders),
         "![Layer scores over the depth](figures/layer_scores.png)",
         "## Agreement",
         "Spearman's rank correlation over the layers. On the diagonal: between rankings by two random halves of the "
         "calibration samples, which is how far a ranking depends on the samples that happened to be read.",
-        _table(["", *names], matrix),
+        format_text_table(["", *names], matrix),
         "## Values",
         "± one standard error over the calibration samples. Layers are numbered from 0; higher values matter more.",
-        _table(["layer", *names], values),
+        format_text_table(["layer", *names], values),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -67,8 +67,3 @@ def _error(value: float) -> str:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    rule = [":---"] * len(header)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

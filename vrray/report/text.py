@@ -1,7 +1,7 @@
 """Numbers and names as the report writes them; what was not measured is a dash."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from vrray.report.rows import Score
 
@@ -80,3 +80,15 @@ def format_code(name: str) -> str:
     """A name as Markdown code, on one line, also in the cell of a table."""
     inner = " ".join(name.replace("`", "'").split())
     return "`" + inner.replace("|", "\\|") + "`"
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """A Markdown table; columns of numbers are set right, which are all but those in `left` (of two columns: none)."""
+    text_only = len(header) == 2
+    rule = [":---" if text_only or place in left else "---:" for place in range(len(header))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
+
+
+def format_text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of texts: every column is set left."""
+    return format_table(header, rows, left=range(len(header)))

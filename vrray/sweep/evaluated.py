@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import platform
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
 
 from vrray.data.encode import encode_prompt
 from vrray.errors import DataError
@@ -22,6 +17,7 @@ from vrray.models.loading import load_processor
 from vrray.report.evaluation import format_results, render_evaluation
 from vrray.sweep.answers import Answer, Variant, read_answers
 from vrray.sweep.evaluation import Evaluation
+from vrray.sweep.run import describe_machine
 
 FOLDER = "evaluations"
 _RESULTS = pa.schema(
@@ -49,9 +45,9 @@ def write_results(evaluation: Evaluation) -> None:
     context = _context(evaluation)
     asked = [_asked(evaluation, task) for task in evaluation.tasks]
     store.write_text(f"{folder}/report.md", render_evaluation(rows, asked, examples, context))
-    store.write_bytes(f"{folder}/examples.parquet", _parquet(examples, _EXAMPLES))
+    store.write_table(f"{folder}/examples.parquet", pa.Table.from_pylist(list(examples), schema=_EXAMPLES))
     store.write_text(f"{folder}/evaluation.json", json.dumps({"context": context, "tasks": asked}, indent=1))
-    store.write_bytes(f"{folder}/results.parquet", _parquet(rows, _RESULTS))
+    store.write_table(f"{folder}/results.parquet", pa.Table.from_pylist(list(rows), schema=_RESULTS))
     print(format_results(rows))
     print(f"report: {store.location(folder, 'report.md')}", flush=True)
 
@@ -136,20 +132,12 @@ def _first_prompt(evaluation: Evaluation, task: AskedTask) -> str:
 
 
 def _context(evaluation: Evaluation) -> Mapping[str, str]:
-    spec, resources = evaluation.spec, ray.cluster_resources()
-    packages = ("vrray", "ray", "torch", "transformers")
+    spec = evaluation.spec
     return {
         "model": f"{evaluation.model} (base {evaluation.base})",
         **({"sweep": f"{spec.sweep} in {evaluation.store.uri}"} if spec.sweep else {}),
         "template": evaluation.template,
         "precision": str(evaluation.precision),
         "command": spec.command(),
-        "machine": f"{platform.machine()}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs",
-        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
+        **describe_machine("vrray", "ray", "torch", "transformers"),
     }
-
-
-def _parquet(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), buffer)
-    return buffer.getvalue()

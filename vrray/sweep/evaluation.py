@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-
 from vrray.data.images import Images, check_image, image_hash
 from vrray.errors import DataError, SpecError
 from vrray.evaluate.questions import AskedTask
 from vrray.evaluate.task_file import read_tasks
 from vrray.models.loading import ModelShape, base_identity, conversation, model_shape, resolve_model
 from vrray.specs import EvaluateSpec
-from vrray.store import Store, read_parquet
+from vrray.store import Store
 from vrray.sweep.answers import Part, Variant, cut_parts
 from vrray.sweep.prepare import resolve_precision
 
@@ -85,7 +83,7 @@ def _of_sweep(spec: EvaluateSpec, store: Store) -> tuple[str, tuple[Variant, ...
     if "table.parquet" not in store.names(folder):
         known = ", ".join(store.names("sweeps")) or "none"
         raise SpecError(f"--sweep {spec.sweep}: no finished sweep of that name in {store.uri} (it has {known})")
-    table = read_parquet(pa.BufferReader(store.read_bytes(f"{folder}/table.parquet")))
+    table = store.read_table(f"{folder}/table.parquet")
     rows = {row["variant"]: row for row in table.to_pylist() if row["status"] == "complete"}
     names = spec.variants or list(rows)
     if unknown := [name for name in names if name not in rows]:

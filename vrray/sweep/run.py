@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 import sys
@@ -13,7 +12,6 @@ from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from vrray.errors import TrainingError
@@ -78,14 +76,12 @@ def _write(store: Store, prepared: Prepared, table: pa.Table, seconds: float) ->
         "pruning": f"{', '.join(map(str, spec.prune))} layers by {', '.join(spec.rankings)}; {spec.protect} protected",
         "wall time": f"{seconds:.0f} s (what the store already held was reused)",
     }
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
     for name, data in draw_figures(table).items():
         store.write_bytes(f"{folder}/figures/{name}", data)
     store.write_text(f"{folder}/report.md", render_report(table, context))
     about = {"context": context, "base": prepared.site.base, "scores": _ranking_scores(store, prepared, table)}
     store.write_text(f"{folder}/sweep.json", json.dumps(about, indent=1))
-    store.write_bytes(f"{folder}/table.parquet", buffer.getvalue())
+    store.write_table(f"{folder}/table.parquet", table)
     print(format_leaderboard(table, color=sys.stdout.isatty()), flush=True)
 
 
@@ -104,8 +100,6 @@ def _ranking_scores(store: Store, prepared: Prepared, table: pa.Table) -> dict[s
 def describe_run(prepared: Prepared) -> dict[str, str]:
     """What ran, where and with which versions, to be shown in a report."""
     spec = prepared.spec
-    packages = ("ray", "torch", "transformers", "deepspeed")
-    resources = ray.cluster_resources()
     return {
         "model": spec.model,
         "data": f"{' '.join(spec.data)} ({prepared.rows} training rows)",
@@ -113,6 +107,14 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
         "seeds": ", ".join(map(str, spec.seeds)),
         "workers": f"{spec.workers} a trial, {spec.cpus_per_worker:g} CPUs each",
         "command": " ".join(sys.argv),
+        **describe_machine("ray", "torch", "transformers", "deepspeed"),
+    }
+
+
+def describe_machine(*packages: str) -> dict[str, str]:
+    """The connected cluster, and the versions of packages, to be shown in a report."""
+    resources = ray.cluster_resources()
+    return {
         "machine": f"{platform.machine()}, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs",
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }

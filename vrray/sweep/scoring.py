@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vrray.errors import SpecError
 from vrray.report.scores_plot import draw_scores
@@ -95,8 +93,8 @@ def _write(
     context["scored"] = spec.scored
     store.write_bytes(f"{folder}/figures/layer_scores.png", draw_scores(scores))
     store.write_text(f"{folder}/report.md", render_scores(scores, between, context))
-    store.write_bytes(f"{folder}/correlations.parquet", _parquet(_correlation_table(between)))
-    store.write_bytes(f"{folder}/scores.parquet", _parquet(_score_table(scores)))
+    store.write_table(f"{folder}/correlations.parquet", _correlation_table(between))
+    store.write_table(f"{folder}/scores.parquet", _score_table(scores))
     session.progress.say(format_scores(scores, between))
     session.progress.say(f"report: {store.location(folder, 'report.md')}")
 
@@ -118,9 +116,3 @@ def _correlation_table(between: Mapping[tuple[str, str], float]) -> pa.Table:
     return pa.Table.from_pylist(
         rows, schema=pa.schema([("a", pa.string()), ("b", pa.string()), ("rank_correlation", pa.float64())])
     )
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
