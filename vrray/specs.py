@@ -425,6 +425,9 @@ class EvaluateSpec(Frozen):
         "(docs/evaluation.md)",
     )
     split: Literal["select", "test"] = Field("test", description="split of the demo's tasks")
+    choose_on_test: bool = Field(
+        False, description="mark the best variants on test figures too; the report says so, since these flatter them"
+    )
     limit: int | None = Field(None, ge=1, description="questions of each task at most, drawn by their ids [all]")
     blind: bool = Field(True, description="ask visual tasks a second time without their images")
     short_answers: bool = Field(True, description="ask benchmarks' questions for a word, a phrase or a letter")

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from vrray import metrics
 from vrray.data.tasks import Example, prior_floor, read_examples, write_examples
 from vrray.errors import DataError
-from vrray.metrics import bootstrap_interval, exact_match, mean_interval
+from vrray.metrics import exact_match, interval, mean_interval, resampled_means
 
 
 def asked(question: str, *answers: str, options: tuple[str, ...] = ()) -> list[Example]:
@@ -98,21 +100,36 @@ def test_exact_match_ignores_nothing_else(prediction: str) -> None:
 
 
 def test_interval_of_equal_values_is_a_point() -> None:
-    assert bootstrap_interval([0.25] * 5) == (0.25, 0.25)
+    assert mean_interval([[0.25] * 5]) == (0.25, 0.25, 0.25)
 
 
 def test_interval_by_hand() -> None:
     # The mean of two draws from {0, 1} is 0, 1/2, 1 with 1/4, 1/2, 1/4: the middle 40 % is 1/2, the middle 90 % all.
-    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5)
-    assert bootstrap_interval([0.0, 1.0], level=0.9) == (0.0, 1.0)
+    assert mean_interval([[0.0, 1.0]], level=0.4) == (0.5, 0.5, 0.5)
+    assert mean_interval([[0.0, 1.0]], level=0.9) == (0.5, 0.0, 1.0)
 
 
 def test_interval_approaches_the_normal_one() -> None:
-    low, high = bootstrap_interval([0.0] * 200 + [1.0] * 200)
+    scores = [0.0] * 200 + [1.0] * 200
+    _, low, high = mean_interval([scores])
     half_width = 1.96 * (0.25 / 400) ** 0.5
     assert (low, high) == pytest.approx((0.5 - half_width, 0.5 + half_width), abs=0.01)
-    assert (low, high) == bootstrap_interval([0.0] * 200 + [1.0] * 200)
-    assert (low, high) != bootstrap_interval([0.0] * 200 + [1.0] * 200, seed=1)
+    assert (resampled_means([scores]) == resampled_means([scores])).all()
+    assert (resampled_means([scores]) != resampled_means([scores], seed=1)).any()
+
+
+def test_variants_on_the_same_examples_are_resampled_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    one, other = generator.random((2, 150))
+    few = [[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]
+    both = resampled_means([one, few[0]]) - resampled_means([other, few[1]])
+    assert both == pytest.approx(resampled_means([one - other, np.subtract(*few)]))
+    # An error common to both cancels: the difference is far surer than either score.
+    shifted = resampled_means([one - 0.1])
+    assert interval(resampled_means([one]) - shifted) == pytest.approx((0.1, 0.1))
+    whole = resampled_means([one])
+    monkeypatch.setattr(metrics, "_DRAWN_AT_ONCE", 1000)
+    assert (resampled_means([one]) == whole).all()  # drawn in blocks, so that memory is bounded
 
 
 def test_mean_interval_weighs_tasks_equally() -> None:

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vrray.data.encode import encode_prompt
 from vrray.data.tasks import MAX_NEW_TOKENS, Example
 from vrray.evaluate.answer import (
+    Reply,
     _option_likelihoods,
     answer_likelihoods,
     choose_options,
@@ -43,6 +44,11 @@ def choices() -> list[Example]:
         Example(f"c{n}", f"{QUESTIONS[n % 3]} It is" * (1 + n % 2), OPTIONS[n % 3][0], options=OPTIONS[n % 3])
         for n in range(7)
     ]
+
+
+def texts(replies: list[Reply]) -> list[str]:
+    assert all(reply.latency_ms > 0 for reply in replies)
+    return [reply.text for reply in replies]
 
 
 def images(workspace: Workspace, example: Example) -> Any:
@@ -79,7 +85,7 @@ def test_generated_answers_are_those_of_a_plain_loop(
     workspace: Workspace, asked: list[Example], batch: int, blind: bool
 ) -> None:
     expected = [greedy_by_hand(workspace, replace(example, image=None) if blind else example) for example in asked]
-    assert generate_answers(workspace, asked, blind=blind, batch=batch) == expected
+    assert texts(generate_answers(workspace, asked, blind=blind, batch=batch)) == expected
     assert len(set(expected)) > 2
 
 
@@ -92,8 +98,8 @@ def test_features_may_be_computed_while_answering(workspace: Workspace, ground: 
 
 def test_the_image_matters_unless_blind(workspace: Workspace, ground: Ground) -> None:
     same_question = [Example(image, "Which colour?", "red", image) for image in ground.photos]
-    assert len(set(generate_answers(workspace, same_question, blind=False, batch=5))) > 1
-    (answer,) = set(generate_answers(workspace, same_question, blind=True, batch=5))
+    assert len(set(texts(generate_answers(workspace, same_question, blind=False, batch=5)))) > 1
+    (answer,) = set(texts(generate_answers(workspace, same_question, blind=True, batch=5)))
     assert answer == greedy_by_hand(workspace, Example("t", "Which colour?", "red"))
 
 
@@ -117,19 +123,42 @@ def test_the_likeliest_option_is_chosen(workspace: Workspace, choices: list[Exam
         max(example.options, key=lambda option: likelihood_by_hand(workspace, example.question, option))
         for example in choices
     ]
-    assert choose_options(workspace, choices, batch=batch) == expected
+    assert texts(choose_options(workspace, choices, batch=batch)) == expected
     reordered = [replace(example, options=example.options[::-1]) for example in choices]
-    assert choose_options(workspace, reordered, batch=batch) == expected
+    assert texts(choose_options(workspace, reordered, batch=batch)) == expected
 
 
 def test_options_of_one_token(workspace: Workspace) -> None:
     tokenizer = workspace.processor.tokenizer
-    texts = [tokenizer.decode([token]) for token in range(4, 320)]
-    single = [text[1:] for text in texts if text.startswith(" ") and len(text) > 1]
+    pieces = [tokenizer.decode([token]) for token in range(4, 320)]
+    single = [text[1:] for text in pieces if text.startswith(" ") and len(text) > 1]
     assert len(single) >= 3
     example = Example("c", "Which?", single[0], options=tuple(single[:3]))
     expected = max(single[:3], key=lambda option: likelihood_by_hand(workspace, "Which?", option))
-    assert choose_options(workspace, [example], batch=4) == [expected]
+    assert texts(choose_options(workspace, [example], batch=4)) == [expected]
+
+
+@torch.inference_mode()
+def reply_likelihood_by_hand(workspace: Workspace, example: Example, option: str, *, blind: bool) -> float:
+    shown = example.image is not None and not blind
+    prompt = encode_prompt(example.question, workspace.processor, IMAGE_TOKENS, with_image=shown)
+    rest = workspace.processor.tokenizer(option, add_special_tokens=False)["input_ids"]
+    seen = images(workspace, example) if shown else None
+    logits = workspace.model(input_ids=torch.tensor([prompt + rest]), mm_encoder_outputs=seen).logits[0].log_softmax(-1)
+    return sum(float(logits[len(prompt) + place - 1, token]) for place, token in enumerate(rest))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+@pytest.mark.parametrize("blind", [False, True])
+def test_replies_are_chosen_as_a_plain_forward_pass_ranks_them(
+    workspace: Workspace, asked: list[Example], batch: int, blind: bool
+) -> None:
+    offered = [replace(example, options=OPTIONS[n % 3]) for n, example in enumerate(asked)]
+    expected = [
+        max(e.options, key=lambda option: reply_likelihood_by_hand(workspace, e, option, blind=blind)) for e in offered
+    ]
+    assert texts(choose_options(workspace, offered, batch=batch, reply=True, blind=blind)) == expected
+    assert len(set(expected)) > 3
 
 
 @torch.inference_mode()

@@ -70,6 +70,9 @@ def test_records_are_in_the_order_of_the_examples(ground: Ground, tasks: list[Ta
     records = evaluate_tasks(ground.workspace(), tasks)
     assert [(r.task, r.example) for r in records] == [(g.task.name, e.id) for g in tasks for e in g.examples]
     assert {(record.split, record.blind) for record in records} == {("select", False)}
+    asked = [(e.question, e.image, e.answer) for group in tasks for e in group.examples]
+    assert [(record.question, record.image, record.answer) for record in records] == asked
+    assert all(record.latency_ms is None or record.latency_ms > 0 for record in records)
 
 
 def test_blind_asks_visual_tasks_only_and_without_images(
@@ -86,8 +89,12 @@ def test_latency_is_positive(ground: Ground, one_rank: None) -> None:
     assert 0 < latency_ms_per_token(workspace) < 10_000
 
 
+def record(task: str, example: str, *, score: float = 1.0, prediction: str = "x", blind: bool = False) -> Answered:
+    return Answered(task, "select", example, "What?", None, "red", prediction, score, blind, 2.5)
+
+
 def records_of(task: str, *scores: float) -> list[Answered]:
-    return [Answered(task, "select", f"{task}{n}", "x", score, False) for n, score in enumerate(scores)]
+    return [record(task, f"{task}{n}", score=score) for n, score in enumerate(scores)]
 
 
 def test_summary_by_hand(tasks: list[TaskExamples]) -> None:
@@ -107,6 +114,8 @@ def test_summary_without_an_ability(tasks: list[TaskExamples]) -> None:
 
 
 def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
-    records = [Answered("t", "test", "e1", 'an "answer"\n', 1.0, False), Answered("t", "test", "e2", "", 0.0, True)]
+    records = [record("t", "e1", prediction='an "answer"\n'), record("t", "e2", prediction="", score=0.0, blind=True)]
+    records.append(replace(records[0], image="a.png", latency_ms=None))
     write_records(tmp_path, records)
     assert read_records(tmp_path) == records
+    assert [found.latency_ms for found in read_records(tmp_path)] == [2.5, 2.5, None]

@@ -163,3 +163,34 @@ def test_official_files(benchmark: str, best: float, ending: str, tmp_path: Path
     assert all(prompt.endswith(ending) for prompt in task.prompts)
     assert score_answers(task, [question.answers[0] for question in task.questions])[1].score == best
     assert score_answers(task, [None] * len(task.questions))[1].score == 0
+
+
+def test_letters_are_chosen_from(tmp_path: Path) -> None:
+    (task,) = read(write(tmp_path, {**MINE, "metric": "choice", "method": "choose"}, [record("A or B?", "B")]))
+    assert (task.method, task.example(0).options) == ("choose", ("A", "B", "C", "D"))
+    (task,) = read(write(tmp_path, {**MINE, "metric": "choice"}, [record("A or B?", "B")]))
+    assert (task.method, task.example(0).options) == ("generate", ())
+
+
+@pytest.mark.parametrize(("name", "options"), [("scienceqa", None), ("pope", ("Yes", "No"))])
+def test_benchmarks_are_answered_by_likelihood(tmp_path: Path, name: str, options: tuple[str, ...] | None) -> None:
+    if not SCORERS.exists():
+        pytest.skip(f"{SCORERS} is not there")
+    entry = {"benchmark": name, "annotations": str(SCORERS / name), "images": "photos", "method": "choose"}
+    (task,) = read(write(tmp_path, entry))
+    for place, question in enumerate(task.questions):
+        assert task.example(place).options == (options or tuple("ABCDE"[: len(question.options)]))
+    scored, _ = score_answers(task, [task.example(place).options[0] for place in range(len(task.questions))])
+    assert 0 < sum(row.score for row in scored) < len(scored)
+
+
+def test_an_open_question_has_nothing_to_choose_from(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="task 'mine' has questions without options .* write method: generate"):
+        read(write(tmp_path, {**MINE, "method": "choose"}))
+
+
+def test_a_task_may_be_for_choosing(tmp_path: Path) -> None:
+    assert [read(write(tmp_path, {**MINE, **entry}))[0].split for entry in ({}, {"split": "select"})] == [
+        "test",
+        "select",
+    ]

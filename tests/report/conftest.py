@@ -23,6 +23,7 @@ SCORES = ("score_visual", "score_textual", "test_score_visual", "test_score_text
 INTEGERS = ("parameters", "trained_parameters")
 REALS = (
     *(f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")),
+    *(f"difference_{ability}{end}" for ability in ("visual", "textual") for end in ("", "_low", "_high")),
     *("retention_visual", "retention_textual", "blind_visual", "floor_visual", "floor_textual"),
     *(f"score_{task}" for task in TASKS),
     *("train_seconds", "step_seconds", "latency_ms_per_token", "peak_mib"),
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("variant", "placement", "status", "split", "key")),
         *((name, pa.list_(pa.int32())) for name in ("tuned_layers", "removed_layers")),
         ("depth", pa.int32()),
+        *((name, pa.bool_()) for name in ("ties_best_visual", "ties_best_textual")),
         *((name, pa.int64()) for name in INTEGERS),
         *((name, pa.float64()) for name in REALS),
     ]
@@ -114,11 +116,13 @@ def build_sweep(*, with_all: bool = True) -> pa.Table:
                     blind_visual=0.2 + 0.01 * len(placement),
                 )
             )
+            rows[-1]["ties_best_visual"] = rows[-1]["score_visual"] > 0.89
     if not with_all:
         return build_table(*[row for row in rows if row["placement"] != "all"])
     for row in rows:
         row["retention_visual"] = row["score_visual"] / visual["all"]
         row["retention_textual"] = row["score_textual"] / textual["all"]
+        row |= _interval("difference_visual", row["score_visual"] - visual["all"], 0.011)
         if row["variant"] in ("all", "none", "uniform-8"):
             row |= _interval("test_score_visual", row["score_visual"] - 0.011, 0.021)
             row |= _interval("test_score_textual", row["score_textual"] - 0.012, 0.022)

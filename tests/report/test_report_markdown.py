@@ -38,7 +38,7 @@ def test_context_is_shown_and_escaped(sweep_table):
 def test_answer_states_best_region_and_cost_of_pruning(sweep_table):
     answer = _section(render_report(sweep_table, {}), "Answer")
     assert "`all` with 0.931 (0.911 to 0.951), 30 of 30 layers tuned, none removed" in answer
-    assert "4 of the 16 other variants overlap" in answer
+    assert "4 of the 16 other variants cannot be told from it" in answer
     assert "Of the 3 regions that tune 8 of 30 layers (27 %), `uniform-8` scores best" in answer
     assert "keeps 99.0 % of the visual and 106.2 % of the textual score" in answer
     assert "Removing 4 layers (6,14,22,27) from `uniform-8`" in answer

@@ -44,10 +44,10 @@ def test_ceiling_is_unpruned_and_complete(make_row, make_failed, make_table, swe
     assert find_ceiling(read_rows(table)) is None
 
 
-def test_ties_are_overlapping_intervals(make_row, make_table):
-    best = make_row("best", "uniform", visual=0.90, half=0.02)
-    near = make_row("near", "top", visual=0.87, half=0.02)
-    far = make_row("far", "bottom", visual=0.85, half=0.02)
+def test_the_best_does_not_tie_with_itself(make_row, make_table):
+    best = make_row("best", "uniform", visual=0.90, ties_best_visual=True)
+    near = make_row("near", "top", visual=0.87, ties_best_visual=True)
+    far = make_row("far", "bottom", visual=0.85, ties_best_visual=False)
     ranked = rank(read_rows(make_table(best, near, far)))
     assert [ties_best(row, ranked) for row in ranked] == [False, True, False]
 

@@ -21,9 +21,12 @@ from vrray.sweep.answers import ANSWERS, FILE, Variant
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation
 
 ROWS = [
-    {"variant": "all", "status": "complete", "key": "k1", "removed_layers": []},
-    {"variant": "uniform-2-prune1", "status": "complete", "key": "k2", "removed_layers": [3]},
-    {"variant": "top-2", "status": "failed: lost", "key": "k3", "removed_layers": []},
+    {"variant": variant, "placement": variant[:7], "status": status, "key": key, "removed_layers": removed, "seed": 0}
+    for variant, status, key, removed in [
+        ("all", "complete", "k1", []),
+        ("uniform-2-prune1", "complete", "k2", [3]),
+        ("top-2", "failed: lost", "k3", []),
+    ]
 ]
 
 
@@ -97,19 +100,28 @@ def test_features_are_stored_where_they_fit(
     assert evaluating._chunks(found, blind) == []
 
 
-def test_results_and_examples_of_stored_answers(options: dict[str, Any], tmp_path: Path) -> None:
-    photo = next((tmp_path / "photos").iterdir())
-    photo.unlink()
-    found = prepare({**options, "variants": ["all"]})
-    said = {False: ["Red.", None, "red"], True: ["blue", "red", "green"]}
+def store_answers(found: Evaluation, said: dict[tuple[str, bool], list[str | None]]) -> None:
+    """What variants said, with the images and without them; None is a question that could not be asked."""
     for part in found.all_parts():
-        rows = [{"prediction": text, "problem": None if text else "too long"} for text in said[part.blind]]
+        rows = [
+            {"prediction": text, "problem": None if text else "too long", "latency_ms": 1.5}
+            for text in said[part.variant.name, part.blind]
+        ]
 
         def write(folder: Path, rows: list[dict[str, Any]] = rows) -> None:
             pq.write_table(pa.Table.from_pylist(rows), folder / FILE)
 
         found.store.put(ANSWERS, part.key, write)
-    row, examples = evaluated._result(found, found.variants[0], found.tasks[0])
+
+
+def test_results_and_examples_of_stored_answers(options: dict[str, Any], tmp_path: Path) -> None:
+    photo = next((tmp_path / "photos").iterdir())
+    photo.unlink()
+    found = prepare({**options, "variants": ["all"]})
+    store_answers(found, {("all", False): ["Red.", None, "red"], ("all", True): ["blue", "red", "green"]})
+    scores = evaluated._score(found, found.variants[0], found.tasks[0])
+    (row,) = evaluated._results(found, found.tasks[0], {"all": scores})
+    examples = scores.examples
     assert (row["variant"], row["task"], row["n"], row["failed"]) == ("all", "mine", 4, 2)
     assert (row["score"], row["mean"], row["blind_score"], row["blind_mean"]) == (0.5, 0.5, 0.25, 0.25)
     assert row["mean_low"] < 0.5 < row["mean_high"]
@@ -119,5 +131,39 @@ def test_results_and_examples_of_stored_answers(options: dict[str, Any], tmp_pat
     lost = {each["image"]: each["problem"] for each in seen if each["prediction"] is None}
     assert "No such file" in lost.pop(photo.name)
     assert list(lost.values()) == ["too long"]
+    assert {each["latency_ms"] for each in seen} == {None, 1.5}
     assert {tuple(each["answers"]) for each in examples} == {("red",)}
     assert "Which?" in evaluated._asked(found, found.tasks[0])["prompt"]
+
+
+@pytest.mark.parametrize(("split", "flag"), [("select", False), ("test", False), ("test", True)])
+def test_variants_are_compared_in_pairs_and_with_the_best_where_they_may_be_chosen(
+    options: dict[str, Any], tmp_path: Path, split: str, flag: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluated, "describe_machine", lambda *packages: {})  # which asks the cluster
+    entry = f"{{name: mine, data: mine.json, images: photos, metric: exact, split: {split}}}"
+    (tmp_path / "tasks.yaml").write_text(entry)
+    found = prepare({**options, "blind": False, "choose_on_test": flag})
+    store_answers(found, {("all", False): ["red"] * 4, ("uniform-2-prune1", False): ["red", "red", "red", "blue"]})
+    evaluated.write_results(found)
+    folder = "evaluations/evaluation"
+    first, second = found.store.read_table(f"{folder}/results.parquet").to_pylist()
+    assert (first["variant"], first["retention"], first["difference_high"]) == ("all", 1, 0)
+    assert (second["retention"], second["difference"], second["difference_high"]) == (0.75, -0.25, 0)
+    assert second["difference_low"] < -0.25
+    choosing = split == "select" or flag
+    assert [row["ties_best"] for row in (first, second)] == [True if choosing else None] * 2
+    report = found.store.read_bytes(f"{folder}/report.md").decode()
+    assert ("Chosen on test data" in report) == flag
+    assert ("against the best" in report) == choosing
+    assert "| 75.0 | -0.250 (-" in report
+
+
+def test_without_all_there_is_no_difference(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluated, "describe_machine", lambda *packages: {})
+    found = prepare({**options, "blind": False, "variants": ["uniform-2-prune1"]})
+    store_answers(found, {("uniform-2-prune1", False): ["red"] * 4})
+    evaluated.write_results(found)
+    (row,) = found.store.read_table("evaluations/evaluation/results.parquet").to_pylist()
+    assert (row["retention"], row["difference"], row["ties_best"]) == (None, None, None)
+    assert "against" not in found.store.read_bytes("evaluations/evaluation/report.md").decode()

@@ -14,6 +14,7 @@ from vrray.errors import DataError
 from vrray.metrics import normalize_answer
 
 Ability = Literal["visual", "textual"]
+ABILITIES: tuple[Ability, ...] = ("visual", "textual")
 Metric = Literal["exact", "choice", "likelihood"]
 Split = Literal["select", "test"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +20,14 @@ from vrray.train.workspace import Workspace
 _ANSWER_TOKENS = 128  # of a reference answer that are scored
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a model answered; `latency_ms` is the time of its batch divided by the questions in it."""
+
+    text: str
+    latency_ms: float = field(compare=False)
+
+
 @torch.inference_mode()
 def generate_answers(
     workspace: Workspace,
@@ -26,11 +36,11 @@ def generate_answers(
     blind: bool,
     batch: int,
     max_new_tokens: int = MAX_NEW_TOKENS,
-) -> list[str]:
+) -> list[Reply]:
     """Greedy answers, in the order of the examples; `blind` leaves the image out of the prompt."""
     prompts = _prompts(workspace, examples, blind=blind)
-    answers = [""] * len(examples)
-    for members in _by_length(prompts, batch):
+
+    def generate(members: Sequence[int]) -> list[str]:
         ids, mask = _left_pad([prompts[index] for index in members], workspace)
         output = workspace.model.generate(
             input_ids=ids,
@@ -40,10 +50,12 @@ def generate_answers(
             do_sample=False,
             pad_token_id=workspace.padding_id,
         )
-        texts = workspace.processor.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        for index, text in zip(members, texts, strict=True):
-            answers[index] = text
-    return answers
+        texts: list[str] = workspace.processor.tokenizer.batch_decode(
+            output[:, ids.shape[1] :], skip_special_tokens=True
+        )
+        return texts
+
+    return _in_batches(prompts, batch, generate)
 
 
 def why_unaskable(workspace: Workspace, example: Example, *, blind: bool, max_new_tokens: int) -> str | None:
@@ -59,23 +71,37 @@ def why_unaskable(workspace: Workspace, example: Example, *, blind: bool, max_ne
 
 
 @torch.inference_mode()
-def choose_options(workspace: Workspace, examples: Sequence[Example], *, batch: int) -> list[str]:
+def choose_options(
+    workspace: Workspace, examples: Sequence[Example], *, batch: int, reply: bool = False, blind: bool = False
+) -> list[Reply]:
     """The option that the model finds likeliest after the question: the greatest sum of log-probabilities.
 
-    The question is read once a question; its options continue from a copy of its cache.
+    The question is read once; its options continue from a copy of its cache.
+
+    Args:
+        reply: options are replies in a conversation about the image; else they continue the question as bare text.
+        blind: leave the image out of a conversation.
     """
-    tokenizer = workspace.processor.tokenizer
-    prompts = [tokenizer(example.question, add_special_tokens=False)["input_ids"] for example in examples]
-    answers = [""] * len(examples)
-    for members in _by_length(prompts, batch):
+    tokenizer, before = workspace.processor.tokenizer, "" if reply else " "
+    if reply:
+        prompts = _prompts(workspace, examples, blind=blind)
+    else:
+        prompts = [tokenizer(example.question, add_special_tokens=False)["input_ids"] for example in examples]
+
+    def choose(members: Sequence[int]) -> list[str]:
         options = [
-            [tokenizer(f" {option}", add_special_tokens=False)["input_ids"] for option in examples[index].options]
+            [
+                tokenizer(f"{before}{option}", add_special_tokens=False)["input_ids"]
+                for option in examples[index].options
+            ]
             for index in members
         ]
-        likelihoods = _option_likelihoods(workspace, [prompts[index] for index in members], options)
-        for index, scores in zip(members, likelihoods, strict=True):
-            answers[index] = examples[index].options[max(range(len(scores)), key=scores.__getitem__)]
-    return answers
+        images = _images(examples, members, blind=blind) if reply else []
+        likelihoods = _option_likelihoods(workspace, [prompts[index] for index in members], options, images)
+        likeliest = [max(range(len(scores)), key=scores.__getitem__) for scores in likelihoods]
+        return [examples[index].options[place] for index, place in zip(members, likeliest, strict=True)]
+
+    return _in_batches(prompts, batch, choose)
 
 
 @torch.inference_mode()
@@ -123,15 +149,24 @@ def _images(examples: Sequence[Example], members: Sequence[int], *, blind: bool)
 
 
 def _option_likelihoods(
-    workspace: Workspace, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]
+    workspace: Workspace,
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    images: Sequence[str] = (),
 ) -> list[list[float]]:
     core = workspace.model.model
     ids, mask = _left_pad(prompts, workspace)
-    first = core(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=True)
     counts = torch.tensor([len(row) for row in options])
     owner = torch.repeat_interleave(torch.arange(len(options)), counts).to(workspace.device)
     flat = [option for row in options for option in row]
     tokens, present = _right_pad(flat, workspace)
+    first = core(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=_positions(mask),
+        **_image_inputs(workspace, ids, images),
+        use_cache=tokens.shape[1] > 1,
+    )
     first_logits = vocabulary_logits(workspace.model, first.last_hidden_state[:, -1])[owner].unsqueeze(1)
     logits = first_logits
     if tokens.shape[1] > 1:
@@ -159,6 +194,19 @@ def _image_inputs(workspace: Workspace, ids: torch.Tensor, images: Sequence[str]
     family = family_of(workspace.model.config)
     encoded = family.encoded(project_features(workspace.model, workspace.features.stack(images)))
     return {"mm_encoder_outputs": encoded, **family.token_inputs(workspace.model.config, ids)}
+
+
+def _in_batches(
+    prompts: Sequence[Sequence[int]], batch: int, answer: Callable[[Sequence[int]], list[str]]
+) -> list[Reply]:
+    """Prompts answered in batches of similar length, by their places; the replies in the order of the prompts."""
+    replies: dict[int, Reply] = {}
+    for members in _by_length(prompts, batch):
+        began = time.perf_counter()
+        texts = answer(members)
+        each = (time.perf_counter() - began) * 1e3 / len(members)
+        replies |= {index: Reply(text, each) for index, text in zip(members, texts, strict=True)}
+    return [replies[index] for index in range(len(prompts))]
 
 
 def _by_length(prompts: Sequence[Sequence[int]], batch: int) -> list[list[int]]:

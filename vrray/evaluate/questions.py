@@ -6,18 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vrray.data.tasks import MAX_NEW_TOKENS, Example
+from vrray.data.tasks import MAX_NEW_TOKENS, Example, Split
 from vrray.evaluate.benchmarks.question import LETTERS, Benchmark, Question, Scored, Summary, mean_summary
 from vrray.evaluate.benchmarks.registry import find_benchmark
 from vrray.evaluate.metrics import METRICS
 from vrray.store import content_key
 
-Method = Literal["generate", "choose"]
+Method = Literal["generate", "choose", "continue"]
+"""Greedy generation; the likeliest of some replies; the likeliest continuation of the question as bare text."""
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 _YES_OR_NO = "Please answer yes or no."
 _SELF_EXPLAINING = ("bbh",)  # its questions say how they are to be answered
+_YES_NO = ("mme", "pope", "hallusionbench")  # their questions are answered so
 _WITHOUT_IMAGES = ("scienceqa", "hallusionbench", "mmlu", "bbh", "ceval", "cmmlu")  # some questions, or all of them
 
 
@@ -31,7 +33,8 @@ class AskedTask:
         prompts: what the model reads for each question, before its conversation template.
         images: the folder that image names start from; None for a task without images.
         needs_images: whether a question without an image lacks it.
-        method: answers are generated greedily, or the likeliest option is chosen.
+        replies: what is chosen from, where the method is to choose; the letters of a question's own options otherwise.
+        split: what the figures are good for: choosing between variants, or reporting (DESIGN 9).
         image_hashes: of the images that can be used, by name; those of a visual task that are absent cannot.
         problems: why questions cannot be asked, by their place.
     """
@@ -45,6 +48,8 @@ class AskedTask:
     method: Method = "generate"
     max_new_tokens: int = MAX_NEW_TOKENS
     needs_images: bool = False
+    replies: tuple[str, ...] = ()
+    split: Split = "test"
     image_hashes: dict[str, str] = field(default_factory=dict, hash=False)
     problems: dict[int, str] = field(default_factory=dict, hash=False)
 
@@ -73,8 +78,13 @@ class AskedTask:
             question=self.prompts[place],
             answer=question.answers[0],
             image=self.image_name(question),
-            options=question.options if self.method == "choose" else (),
+            options=self._options(question),
         )
+
+    def _options(self, question: Question) -> tuple[str, ...]:
+        if self.method == "choose":
+            return self.replies or tuple(LETTERS[: len(question.options)])
+        return question.options if self.method == "continue" else ()
 
 
 def benchmark_prompt(benchmark: Benchmark, question: Question, instruction: str | None) -> str:
@@ -90,6 +100,11 @@ def benchmark_prompt(benchmark: Benchmark, question: Question, instruction: str 
 def needs_images(benchmark: Benchmark) -> bool:
     """Whether every question of a benchmark is about an image."""
     return benchmark.name not in _WITHOUT_IMAGES
+
+
+def replies_to(benchmark: Benchmark) -> tuple[str, ...]:
+    """What a benchmark's questions without options can be answered with; nothing where anything is an answer."""
+    return ("Yes", "No") if benchmark.name in _YES_NO else ()
 
 
 def with_instruction(text: str, instruction: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,40 @@ import torch
 import torch.distributed as dist
 from transformers.generation.streamers import BaseStreamer
 
-from vrray.data.tasks import Example, Metric, TaskExamples
+from vrray.data.tasks import ABILITIES, Ability, Example, Metric, TaskExamples
 from vrray.evaluate.answer import answer_likelihoods, choose_options, generate_answers
 from vrray.metrics import exact_match, mean_interval
 from vrray.store import read_parquet
 from vrray.train.workspace import Workspace
 
 _LATENCY_TOKENS = 10
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("task", "split", "example", "question", "image", "answer", "prediction")]
+    + [("score", pa.float64()), ("blind", pa.bool_()), ("latency_ms", pa.float64())]
+)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One example as a variant answered it; `score` is 0 or 1, or the mean probability of the answer's tokens."""
+    """One example as a variant answered it.
+
+    Attributes:
+        example: its id within the task and split.
+        image: its name among the sweep's images.
+        score: 0 or 1, or the mean probability of the answer's tokens; `prediction` is "" then.
+        latency_ms: the time of its batch divided by the questions in it; None where nothing was answered.
+    """
 
     task: str
     split: str
     example: str
+    question: str
+    image: str | None
+    answer: str
     prediction: str
     score: float
     blind: bool
+    latency_ms: float | None = field(default=None, compare=False)
 
 
 def evaluate_tasks(
@@ -53,9 +68,11 @@ def evaluate_tasks(
         examples = [group.examples[place] for place in places]
         if not examples:
             continue
-        answers, scores = _answered(workspace, group.task.metric, examples, blind=blind, batch=batch)
-        for place, example, answer, score in zip(places, examples, answers, scores, strict=True):
-            mine.append((number, place, Answered(group.task.name, group.split, example.id, answer, score, blind)))
+        found = _answered(workspace, group.task.metric, examples, blind=blind, batch=batch)
+        for place, example, (prediction, score, latency) in zip(places, examples, found, strict=True):
+            asked = (example.id, example.question, example.image, example.answer)
+            record = Answered(group.task.name, group.split, *asked, prediction, score, blind, latency)
+            mine.append((number, place, record))
     everyone: list[Any] = [None] * workspace.world
     dist.all_gather_object(everyone, mine)
     return [record for _, _, record in sorted((item for part in everyone for item in part), key=lambda item: item[:2])]
@@ -63,15 +80,18 @@ def evaluate_tasks(
 
 def _answered(
     workspace: Workspace, metric: Metric, examples: Sequence[Example], *, blind: bool, batch: int
-) -> tuple[list[str], list[float]]:
-    """Answers and their scores; no answer is given where the reference's own likelihood is the score."""
+) -> list[tuple[str, float, float | None]]:
+    """Predictions, scores and latencies; nothing is predicted where the reference's own likelihood is the score."""
     if metric == "likelihood":
-        return [""] * len(examples), answer_likelihoods(workspace, examples, blind=blind, batch=batch)
+        return [("", score, None) for score in answer_likelihoods(workspace, examples, blind=blind, batch=batch)]
     if metric == "choice":
-        answers = choose_options(workspace, examples, batch=batch)
+        replies = choose_options(workspace, examples, batch=batch)
     else:
-        answers = generate_answers(workspace, examples, blind=blind, batch=batch)
-    return answers, [float(exact_match(a, e.answer)) for a, e in zip(answers, examples, strict=True)]
+        replies = generate_answers(workspace, examples, blind=blind, batch=batch)
+    return [
+        (reply.text, float(exact_match(reply.text, example.answer)), reply.latency_ms)
+        for reply, example in zip(replies, examples, strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -114,7 +134,7 @@ class _TokenClock(BaseStreamer):
 
 def write_records(folder: Path, records: Sequence[Answered]) -> None:
     """Write `examples.parquet`, a row an example."""
-    pq.write_table(pa.Table.from_pylist([vars(record) for record in records]), folder / "examples.parquet")
+    pq.write_table(pa.Table.from_pylist([vars(record) for record in records], _SCHEMA), folder / "examples.parquet")
 
 
 def read_records(folder: Path) -> list[Answered]:
@@ -123,14 +143,19 @@ def read_records(folder: Path) -> list[Answered]:
 
 def summarise(records: Sequence[Answered], tasks: Sequence[TaskExamples]) -> dict[str, Any]:
     """Scores by task, and for each ability the mean of its tasks with a 95 % bootstrap interval (None: no task)."""
-    by_task: dict[str, list[float]] = {}
-    for record in records:
-        by_task.setdefault(record.task, []).append(record.score)
+    by_task = {name: scores for ability in ABILITIES for name, scores in scores_of(records, tasks, ability).items()}
     summary: dict[str, Any] = {"tasks": {name: sum(scores) / len(scores) for name, scores in by_task.items()}}
-    for ability in ("visual", "textual"):
-        members = [group for group in tasks if group.task.ability == ability and group.task.name in by_task]
-        value, low, high = None, None, None
-        if members:
-            value, low, high = mean_interval([by_task[group.task.name] for group in members])
+    for ability in ABILITIES:
+        members = scores_of(records, tasks, ability)
+        value, low, high = mean_interval(list(members.values())) if members else (None, None, None)
         summary |= {f"score_{ability}": value, f"score_{ability}_low": low, f"score_{ability}_high": high}
     return summary
+
+
+def scores_of(records: Sequence[Answered], tasks: Sequence[TaskExamples], ability: Ability) -> dict[str, list[float]]:
+    """The scores of an ability's tasks, by task, in the order of `tasks` and of the records."""
+    found: dict[str, list[float]] = {group.task.name: [] for group in tasks if group.task.ability == ability}
+    for record in records:
+        if record.task in found:
+            found[record.task].append(record.score)
+    return {name: scores for name, scores in found.items() if scores}

@@ -19,7 +19,7 @@ from vrray.evaluate.benchmarks.files import Row
 from vrray.evaluate.benchmarks.question import Question
 from vrray.evaluate.benchmarks.registry import find_benchmark
 from vrray.evaluate.metrics import CHOICE_LETTERS
-from vrray.evaluate.questions import AskedTask, benchmark_prompt, needs_images, with_instruction
+from vrray.evaluate.questions import AskedTask, benchmark_prompt, needs_images, replies_to, with_instruction
 from vrray.home import vrray_home
 from vrray.specs import NAME, Frozen
 
@@ -39,6 +39,10 @@ class TaskSpec(Frozen):
         None, description="how answers to `data` are scored"
     )
     limit: int | None = Field(None, ge=1, description="questions that are asked, drawn by their ids [all]")
+    method: Literal["generate", "choose"] = Field(
+        "generate", description="answers are generated, or the likeliest letter (yes or no) is chosen"
+    )
+    split: Literal["select", "test"] = Field("test", description="whether variants may be chosen by its figures")
     max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1, description="of an answer")
     instruction: str | None = Field(None, description="stands behind every question [the benchmark's; none with data]")
 
@@ -108,7 +112,7 @@ def _parse(entry: Any, path: Path, number: int) -> TaskSpec:
 def _demo_task(name: str, split: Split, limit: int | None) -> AskedTask:
     demo = build_demo(vrray_home())
     examples = demo.examples(name, split, limit)
-    choose = demo.tasks[name].metric == "choice"
+    choice = demo.tasks[name].metric == "choice"
     return AskedTask(
         name=name,
         scoring="exact",
@@ -116,7 +120,8 @@ def _demo_task(name: str, split: Split, limit: int | None) -> AskedTask:
         questions=tuple(Question(e.id, e.question, (e.answer,), e.image, e.options) for e in examples),
         prompts=tuple(example.question for example in examples),
         images=str(demo.image_root) if demo.tasks[name].ability == "visual" else None,
-        method="choose" if choose else "generate",
+        method="continue" if choice else "generate",
+        split=split,
     )
 
 
@@ -126,6 +131,8 @@ def _load(spec: TaskSpec, limit: int | None, short_answers: bool) -> AskedTask:
         raise DataError(f"task {task.name!r} has no questions; give data with at least one")
     if task.is_visual and task.images is None:
         raise SpecError(f"task {task.name!r} has questions about images; say in which folder these are: images: FOLDER")
+    if task.method == "choose" and not task.replies and not all(question.options for question in task.questions):
+        raise SpecError(f"task {task.name!r} has questions without options to choose from; write method: generate")
     count = spec.limit or limit or len(task.questions)
     # Official files are often sorted by category, so that their first questions would be no fair sample.
     drawn = sorted(range(len(task.questions)), key=lambda place: unit_hash(0, "limit", task.questions[place].id))
@@ -156,7 +163,10 @@ def _benchmark_task(spec: TaskSpec, short_answers: bool) -> AskedTask:
         prompts=tuple(benchmark_prompt(benchmark, question, instruction) for question in questions),
         images=None if spec.images is None else str(spec.images),
         max_new_tokens=spec.max_new_tokens,
+        method=spec.method,
         needs_images=needs_images(benchmark),
+        replies=replies_to(benchmark),
+        split=spec.split,
     )
 
 
@@ -178,6 +188,9 @@ def _own_task(spec: TaskSpec) -> AskedTask:
         prompts=tuple(with_instruction(q.question, spec.instruction or "") for q in questions.values()),
         images=None if spec.images is None else str(spec.images),
         max_new_tokens=spec.max_new_tokens,
+        method=spec.method,
+        replies=CHOICE_LETTERS if spec.metric == "choice" else (),
+        split=spec.split,
     )
 
 

@@ -5,10 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vrray.report.text import escape_markdown, format_code, format_number, format_text_table
+from vrray.report.asked import asked_section
+from vrray.report.rows import Score
+from vrray.report.text import (
+    escape_markdown,
+    format_code,
+    format_difference,
+    format_number,
+    format_percent,
+    format_text_table,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 _PROBLEMS = 10  # that are shown; all are in examples.parquet
+_COMPARED = (
+    "Kept: the mean divided by that of all-layer tuning with the same seed; against `all`: their difference with its "
+    "95 % paired bootstrap interval."
+)
+_CHOSEN = (
+    "Against the best: `=` where the paired interval of the difference to the best mean of the task holds 0, so that "
+    "the two cannot be told apart on these questions."
+)
 
 
 def render_evaluation(results: Rows, tasks: Rows, examples: Rows, context: Mapping[str, str]) -> str:
@@ -20,6 +37,8 @@ def render_evaluation(results: Rows, tasks: Rows, examples: Rows, context: Mappi
         examples: the example records; of those with a problem the first are shown.
         context: what ran, shown as given.
     """
+    choosing = any(row["ties_best"] is not None for row in results)
+    compared = any(row["difference"] is not None for row in results)
     scores = [
         [
             format_code(row["variant"]),
@@ -30,34 +49,28 @@ def render_evaluation(results: Rows, tasks: Rows, examples: Rows, context: Mappi
             _interval(row),
             format_number(row["blind_score"]),
             format_number(row["blind_mean"]),
+            *([format_percent(row["retention"]), format_difference(_difference(row))] if compared else []),
+            *(["" if row["ties_best"] is None else "=" if row["ties_best"] else "less"] if choosing else []),
         ]
         for row in results
     ]
-    asked = [
-        [
-            format_code(task["task"]),
-            format_code(task["scoring"]),
-            str(task["questions"]),
-            escape_markdown(task["decoding"]),
-            format_code(task["data"]),
-        ]
-        for task in tasks
-    ]
+    header = ["variant", "task", "n", "failed", "score", "mean", "blind score", "blind mean"]
+    header += (["kept %", "against `all`"] if compared else []) + (["against the best"] if choosing else [])
     what = [[escape_markdown(name), escape_markdown(value)] for name, value in context.items() if name != "command"]
     sections = [
         "# Evaluation",
         "## Scores",
-        format_text_table(["variant", "task", "n", "failed", "score", "mean", "blind score", "blind mean"], scores),
+        format_text_table(header, scores),
         "`score` is the main figure as the benchmark's own script computes it, `mean` the plain mean of the questions' "
         "scores with its 95 % bootstrap interval. Blind: asked without the images. Questions that failed could not be "
         "asked and count as wrong.",
+        *([_COMPARED] if compared else []),
+        *([_CHOSEN] if choosing else []),
+        *(_stamp(tasks)),
         "## What ran",
         format_text_table(["what", "value"], what),
         "```\n" + context["command"] + "\n```",
-        "## How it was asked",
-        format_text_table(["task", "scored by", "questions", "decoding", "data"], asked),
-        "The first question of each task, as the model reads it; an image stands where it is placed:",
-        *(f"{format_code(task['task'])}\n\n{_verbatim(task['prompt'])}" for task in tasks),
+        *asked_section(tasks),
     ]
     if failed := [row for row in examples if row["problem"] is not None]:
         shown = [
@@ -72,9 +85,26 @@ def render_evaluation(results: Rows, tasks: Rows, examples: Rows, context: Mappi
     return "\n\n".join(sections) + "\n"
 
 
+def _stamp(tasks: Rows) -> list[str]:
+    """Says where the best were looked for among test figures."""
+    names = [format_code(task["task"]) for task in tasks if task["chosen_on_test"]]
+    if not names:
+        return []
+    return [
+        f"**Chosen on test data** (`--choose-on-test`): {', '.join(names)}. The best of several variants is flattered "
+        "by chance there; its figures are no held-out result."
+    ]
+
+
+def _difference(row: Mapping[str, Any]) -> Score | None:
+    if row["difference"] is None:
+        return None
+    return Score(row["difference"], row["difference_low"], row["difference_high"])
+
+
 def format_results(results: Rows) -> str:
     """A line a variant and task."""
-    header = ("variant", "task", "n", "failed", "score", "mean", "blind score")
+    header = ("variant", "task", "n", "failed", "score", "mean", "blind score", "against all")
     lines = [
         (
             row["variant"],
@@ -84,6 +114,7 @@ def format_results(results: Rows) -> str:
             format_number(row["score"]),
             _interval(row),
             format_number(row["blind_score"]),
+            format_difference(_difference(row)),
         )
         for row in results
     ]
@@ -96,11 +127,3 @@ def format_results(results: Rows) -> str:
 
 def _interval(row: Mapping[str, Any]) -> str:
     return f"{row['mean']:.3f} ({row['mean_low']:.3f} to {row['mean_high']:.3f})"
-
-
-def _verbatim(text: str) -> str:
-    """Text in a fence that it does not end itself."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}\n{text}\n{fence}"

@@ -59,8 +59,8 @@ def _state_best(ranked: Sequence[Row]) -> str:
     if best.visual is None or best.visual.half_width is None:
         return f"{text}; without intervals, how certain that is cannot be said."
     if not ties:
-        return f"{text}; the 95 % interval of no other variant overlaps its own."
-    return f"{text}; the 95 % intervals of {ties} of the {len(ranked) - 1} other variants overlap its own."
+        return f"{text}; every other variant scores less, beyond the paired 95 % interval of the difference."
+    return f"{text}; {ties} of the {len(ranked) - 1} other variants cannot be told from it on these examples."
 
 
 def _pick_region(ranked: Sequence[Row]) -> Row | None:

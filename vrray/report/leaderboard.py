@@ -120,5 +120,5 @@ def _notes(ranked: Sequence[Row]) -> list[Text]:
     notes = [f"Scores are fractions on the {name_split(ranked)} split; ± is half the 95 % bootstrap interval."]
     if any(ties_best(row, ranked) for row in ranked):
         best = ranked[0].variant
-        notes.append(f"= : its 95 % interval of the visual score overlaps that of the best ({best}): not told apart.")
+        notes.append(f"= : its visual score cannot be told from the best ({best}): the paired 95 % interval holds 0.")
     return [Text(note) for note in (*notes, state_floor(ranked), state_ceiling(ranked))]

@@ -1,9 +1,11 @@
 """The report of a sweep as Markdown: what ran, the answer, the tables, the figures, and how to read them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
+from vrray.report.asked import asked_section
 from vrray.report.figures import LAYERS, REMOVED, RETENTION
 from vrray.report.findings import state_ceiling, state_findings, state_floor
 from vrray.report.retention_plot import shows_retention
@@ -12,6 +14,7 @@ from vrray.report.text import (
     DASH,
     escape_markdown,
     format_code,
+    format_difference,
     format_duration,
     format_interval,
     format_layers,
@@ -24,12 +27,13 @@ from vrray.report.text import (
 Cells = Sequence[str]
 
 
-def render_report(table: pa.Table, context: Mapping[str, str]) -> str:
+def render_report(table: pa.Table, context: Mapping[str, str], tasks: Sequence[Mapping[str, Any]] = ()) -> str:
     """The text of report.md; it refers to the figures of `draw_figures` as files of the folder `figures`.
 
     Args:
         table: a row a variant, as the sweep writes it.
         context: what ran, such as model, data, command, machine, seed, versions, wall time: shown as given.
+        tasks: how each task was asked on each split.
 
     Raises:
         StoreError: the table lacks a column.
@@ -46,6 +50,7 @@ def render_report(table: pa.Table, context: Mapping[str, str]) -> str:
         *_tasks_section(ranked),
         *_test_section(ranked),
         *_cost_section(ranked),
+        *asked_section(tasks),
         *_failed_section(failed(rows), len(rows)),
         *_reading_section(rows),
     ]
@@ -67,8 +72,10 @@ def _leaderboard_section(ranked: Sequence[Row]) -> list[str]:
         "variant",
         "visual (95 %)",
         "visual kept %",
+        "visual against `all`",
         "textual (95 %)",
         "textual kept %",
+        "textual against `all`",
         "blind",
         "tuned",
         "removed",
@@ -80,8 +87,10 @@ def _leaderboard_section(ranked: Sequence[Row]) -> list[str]:
             format_code(row.variant),
             format_interval(row.visual),
             format_percent(row.retention_visual),
+            format_difference(row.difference_visual),
             format_interval(row.textual),
             format_percent(row.retention_textual),
+            format_difference(row.difference_textual),
             format_number(row.blind),
             f"{len(row.tuned)} of {row.depth}",
             format_layers(row.removed),
@@ -92,9 +101,12 @@ def _leaderboard_section(ranked: Sequence[Row]) -> list[str]:
     split = format_code(name_split(ranked))
     notes = [f"Scores on the {split} split, best first by visual score, then by fewer parameters."]
     if any(ties_best(row, ranked) for row in ranked):
-        notes.append(f"`=`: the 95 % interval of the visual score overlaps that of {format_code(ranked[0].variant)}.")
+        best = format_code(ranked[0].variant)
+        notes.append(f"`=`: the paired 95 % interval of the visual difference to {best} holds 0.")
+    if shows_retention(ranked):
+        notes.append("Against `all`: the difference to tuning all layers, with its paired 95 % interval.")
     bounds = escape_markdown(f"{state_floor(ranked)} {state_ceiling(ranked)}")
-    return ["## Leaderboard", " ".join(notes), format_table(header, cells, left=(1, 8)), bounds]
+    return ["## Leaderboard", " ".join(notes), format_table(header, cells, left=(1, 10)), bounds]
 
 
 def _figures_section(rows: Sequence[Row]) -> list[str]:
@@ -178,7 +190,8 @@ def _reading_section(rows: Sequence[Row]) -> list[str]:
         "**Floors.** The question-only guess answers from the question alone; blind is the tuned model without the "
         "image. A visual score near them says nothing about seeing.",
         "**Interval.** 95 % bootstrap interval over the examples. It covers the choice of examples, not that of the "
-        "training seed; intervals that overlap do not prove two variants equal.",
+        "training seed. Two variants answer the same examples, so their difference is resampled in pairs: its interval "
+        "is narrower than the two look side by side. One that holds 0 does not prove two variants equal.",
         "**Removed** layers are outside the tuned region, unless all layers were tuned or the sweep protected others; "
         "numbers start at 0.",
         f"**{DASH}** was not measured.",

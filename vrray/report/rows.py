@@ -20,8 +20,8 @@ COLUMNS: tuple[str, ...] = (
     "status",
     "split",
     *(f"{score}{end}" for score in SCORES for end in ("", "_low", "_high")),
-    "retention_visual",
-    "retention_textual",
+    *(f"{compared}_{ability}" for compared in ("retention", "ties_best") for ability in ("visual", "textual")),
+    *(f"difference_{ability}{end}" for ability in ("visual", "textual") for end in ("", "_low", "_high")),
     "blind_visual",
     "floor_visual",
     "floor_textual",
@@ -63,6 +63,8 @@ class Row:
         failure: why the variant has no scores; None when it is complete.
         visual, textual: scores on the `select` split.
         retention_visual, retention_textual: score divided by that of placement `all` in the same sweep.
+        difference_visual, difference_textual: score minus that of `all`, with the interval of the paired bootstrap.
+        ties_best: whether the difference to the best visual score has an interval that holds 0, as the best's own does.
         blind: visual score of the tuned model without the image.
         tasks: score by task name.
         train_seconds, step_seconds: s. latency: ms per generated token. peak_mib: MiB.
@@ -81,6 +83,9 @@ class Row:
     test_textual: Score | None
     retention_visual: float | None
     retention_textual: float | None
+    difference_visual: Score | None
+    difference_textual: Score | None
+    ties_best: bool
     blind: float | None
     floor_visual: float | None
     floor_textual: float | None
@@ -132,9 +137,8 @@ def rank(rows: Iterable[Row]) -> list[Row]:
 
 
 def ties_best(row: Row, ranked: Sequence[Row]) -> bool:
-    """Whether the visual interval of the row overlaps that of the best; False for the best itself."""
-    best = ranked[0]
-    return row is not best and row.visual is not None and best.visual is not None and row.visual.overlaps(best.visual)
+    """Whether the visual score of the row cannot be told from that of the best; False for the best itself."""
+    return row is not ranked[0] and row.ties_best
 
 
 def failed(rows: Iterable[Row]) -> list[Row]:
@@ -195,6 +199,9 @@ def _read_row(cells: Mapping[str, Any], tasks: Sequence[str]) -> Row:
         test_textual=_score(cells, "test_score_textual"),
         retention_visual=_number(cells["retention_visual"]),
         retention_textual=_number(cells["retention_textual"]),
+        difference_visual=_score(cells, "difference_visual"),
+        difference_textual=_score(cells, "difference_textual"),
+        ties_best=bool(cells["ties_best_visual"]),
         blind=_number(cells["blind_visual"]),
         floor_visual=_number(cells["floor_visual"]),
         floor_textual=_number(cells["floor_textual"]),

@@ -35,6 +35,15 @@ def format_interval(score: Score | None) -> str:
     return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
+def format_difference(difference: Score | None) -> str:
+    """A difference and its interval with their signs: "-0.021 (-0.045 to +0.003)"."""
+    if difference is None:
+        return DASH
+    if difference.low is None or difference.high is None:
+        return f"{difference.value:+.3f}"
+    return f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
+
+
 def format_span(values: Iterable[float | None]) -> str:
     """The one value, or the smallest and the largest: "0.180" or "0.180 to 0.250"."""
     shown = sorted({format_number(value) for value in values if value is not None}, key=float)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from vrray.data.tasks import Example
-from vrray.evaluate.answer import choose_options, generate_answers, why_unaskable
+from vrray.evaluate.answer import Reply, choose_options, generate_answers, why_unaskable
 from vrray.models.loading import decoder_layers
 from vrray.pruning import pruned
 from vrray.region import Region
@@ -25,7 +25,7 @@ from vrray.train.desk import Report
 from vrray.train.workspace import Workspace
 from vrray.variant import applied, load_delta
 
-_SCHEMA = pa.schema([("prediction", pa.string()), ("problem", pa.string())])
+_SCHEMA = pa.schema([("prediction", pa.string()), ("problem", pa.string()), ("latency_ms", pa.float64())])
 
 
 def answer_parts(workspace: Workspace, job: AnswersJob, report: Report) -> None:
@@ -77,9 +77,17 @@ def _answer(workspace: Workspace, part: Part, batch: int) -> None:
 
 
 def _answers(workspace: Workspace, part: Part, examples: Sequence[Example], batch: int) -> list[Answer]:
-    if part.method == "choose":
-        return [Answer(text) for text in choose_options(workspace, examples, batch=batch)] if examples else []
+    if part.method == "continue":
+        return [_answer_of(reply) for reply in choose_options(workspace, examples, batch=batch)]
     problems = [why_unaskable(workspace, e, blind=part.blind, max_new_tokens=part.max_new_tokens) for e in examples]
     asked = [example for example, problem in zip(examples, problems, strict=True) if problem is None]
-    texts = iter(generate_answers(workspace, asked, blind=part.blind, batch=batch, max_new_tokens=part.max_new_tokens))
-    return [Answer(next(texts).strip()) if problem is None else Answer(None, problem) for problem in problems]
+    if part.method == "choose":
+        replies = iter(choose_options(workspace, asked, batch=batch, reply=True, blind=part.blind))
+    else:
+        tokens = part.max_new_tokens
+        replies = iter(generate_answers(workspace, asked, blind=part.blind, batch=batch, max_new_tokens=tokens))
+    return [_answer_of(next(replies)) if problem is None else Answer(None, problem) for problem in problems]
+
+
+def _answer_of(reply: Reply) -> Answer:
+    return Answer(reply.text.strip(), None, reply.latency_ms)

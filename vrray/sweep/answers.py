@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vrray.data.chunks import FeatureChunk
@@ -13,7 +13,7 @@ from vrray.store import Store, content_key, read_parquet
 from vrray.train.desk import Report
 
 ANSWERS = "answers"
-PART = 256  # questions of one artefact
+PART = 64  # questions of one artefact: what an interruption can cost
 FILE = "answers.parquet"
 
 
@@ -45,29 +45,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, or why it could not be asked."""
+    """What a model said and the milliseconds a question took in its batch, or why it could not be asked."""
 
     prediction: str | None
     problem: str | None = None
+    latency_ms: float | None = field(default=None, compare=False)
 
 
 def cut_parts(variant: Variant, task: AskedTask, model: dict[str, Any], *, blind: bool) -> list[Part]:
-    """A task in parts, by which it is answered and stored.
+    """A task in parts of questions of similar length, by which it is answered and stored.
 
     Args:
         model: what, besides the variant, determines the answers: the base, its template, the precision.
     """
+    asked = [place for place in range(len(task.questions)) if place not in task.problems]
+    asked.sort(key=lambda place: len(task.prompts[place]))
     parts = []
-    for start in range(0, len(task.questions), PART):
-        whole = range(start, min(start + PART, len(task.questions)))
-        places = tuple(place for place in whole if place not in task.problems)
-        if not places:
-            continue
+    for start in range(0, len(asked), PART):
+        places = tuple(asked[start : start + PART])
         examples = tuple(task.example(place) for place in places)
         hashes = [None if blind else task.image_hashes.get(task.questions[place].image or "") for place in places]
         determines = {
             **model,
-            "format": 1,
+            "format": 2,
             "delta": variant.delta,
             "removed": list(variant.removed),
             "asked": [[e.question, image, list(e.options)] for e, image in zip(examples, hashes, strict=True)],

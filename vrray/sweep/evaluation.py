@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from vrray.models.loading import ModelShape, base_identity, conversation, model_
 from vrray.specs import EvaluateSpec
 from vrray.store import Store
 from vrray.sweep.answers import Part, Variant, cut_parts
+from vrray.sweep.compare import is_ceiling
 from vrray.sweep.prepare import resolve_precision
 
 _THREADS = 16
@@ -23,7 +24,10 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is asked of what: the model's directory and identity, variants, tasks, and where the images are."""
+    """What is asked of what: the model's directory and identity, variants, tasks, and where the images are.
+
+    `ceilings` names, for each variant, all-layer tuning with the same seed, where it is asked too.
+    """
 
     spec: EvaluateSpec
     store: Store
@@ -36,6 +40,7 @@ class Evaluation:
     variants: tuple[Variant, ...]
     tasks: tuple[AskedTask, ...]
     images: Images
+    ceilings: dict[str, str] = field(default_factory=dict)
 
     def parts(self, variant: Variant, task: AskedTask, *, blind: bool) -> list[Part]:
         model = {"base": self.base, "template": self.template, "precision": self.precision}
@@ -55,10 +60,14 @@ class Evaluation:
         """Whether a task is asked with its images, and then without them."""
         return (False, True) if self.spec.blind and task.is_visual else (False,)
 
+    def is_choosing(self, task: AskedTask) -> bool:
+        """Whether variants are compared with the best of them on a task's figures."""
+        return len(self.variants) > 1 and (task.split == "select" or self.spec.choose_on_test)
+
 
 def prepare_evaluation(spec: EvaluateSpec, *, gpu: bool) -> Evaluation:
     store = Store(spec.storage)
-    model, variants = (spec.model, (Variant("model"),)) if spec.model is not None else _of_sweep(spec, store)
+    model, variants, ceilings = _of_model(spec.model) if spec.model is not None else _of_sweep(spec, store)
     path = resolve_model(model)
     tasks = read_tasks(spec.tasks, split=spec.split, limit=spec.limit, short_answers=spec.short_answers)
     images = Images({task.name: task.images for task in tasks if task.images is not None})
@@ -74,11 +83,16 @@ def prepare_evaluation(spec: EvaluateSpec, *, gpu: bool) -> Evaluation:
         variants=variants,
         tasks=tuple(with_images(task, images) for task in tasks),
         images=images,
+        ceilings=ceilings,
     )
 
 
-def _of_sweep(spec: EvaluateSpec, store: Store) -> tuple[str, tuple[Variant, ...]]:
-    """The base of a sweep, and its variants."""
+def _of_model(model: str) -> tuple[str, tuple[Variant, ...], dict[str, str]]:
+    return model, (Variant("model"),), {}
+
+
+def _of_sweep(spec: EvaluateSpec, store: Store) -> tuple[str, tuple[Variant, ...], dict[str, str]]:
+    """The base of a sweep, its variants, and the names of their ceilings."""
     folder = f"sweeps/{spec.sweep}"
     if "table.parquet" not in store.names(folder):
         known = ", ".join(store.names("sweeps")) or "none"
@@ -89,7 +103,10 @@ def _of_sweep(spec: EvaluateSpec, store: Store) -> tuple[str, tuple[Variant, ...
     if unknown := [name for name in names if name not in rows]:
         raise SpecError(f"--variants {unknown[0]}: no finished variant of that name; the sweep has {', '.join(rows)}")
     variants = (Variant(name, rows[name]["key"], tuple(rows[name]["removed_layers"])) for name in names)
-    return json.loads(store.read_bytes(f"{folder}/sweep.json"))["context"]["model"], tuple(dict.fromkeys(variants))
+    whole = {rows[name]["seed"]: name for name in reversed(names) if is_ceiling(rows[name])}
+    ceilings = {name: whole[rows[name]["seed"]] for name in names if rows[name]["seed"] in whole}
+    model = json.loads(store.read_bytes(f"{folder}/sweep.json"))["context"]["model"]
+    return model, tuple(dict.fromkeys(variants)), ceilings
 
 
 def with_images(task: AskedTask, images: Images) -> AskedTask:

@@ -14,7 +14,11 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from vrray.data.images import content_hashes
+from vrray.data.ingest import with_embedded
 from vrray.errors import TrainingError
+from vrray.evaluate.asked import describe_group
+from vrray.models.loading import load_processor
 from vrray.plans import ORDERS, Ranking
 from vrray.report import draw_figures, format_leaderboard, render_report
 from vrray.scores.table import measurement_of
@@ -78,11 +82,27 @@ def _write(store: Store, prepared: Prepared, table: pa.Table, seconds: float) ->
     }
     for name, data in draw_figures(table).items():
         store.write_bytes(f"{folder}/figures/{name}", data)
-    store.write_text(f"{folder}/report.md", render_report(table, context))
-    about = {"context": context, "base": prepared.site.base, "scores": _ranking_scores(store, prepared, table)}
+    asked = _asked(store, prepared)
+    store.write_text(f"{folder}/report.md", render_report(table, context, asked))
+    about = {
+        "context": context,
+        "base": prepared.site.base,
+        "template": prepared.template,
+        "tasks": asked,
+        "scores": _ranking_scores(store, prepared, table),
+    }
     store.write_text(f"{folder}/sweep.json", json.dumps(about, indent=1))
     store.write_table(f"{folder}/table.parquet", table)
     print(format_leaderboard(table, color=sys.stdout.isatty()), flush=True)
+
+
+def _asked(store: Store, prepared: Prepared) -> list[dict[str, Any]]:
+    """How each task was asked on the two splits."""
+    groups = (*prepared.site.select, *prepared.test)
+    images = with_embedded(store, prepared.site.images, prepared.site.embedded)
+    names = {example.image for group in groups for example in group.examples if example.image}
+    hashes, processor = content_hashes(images, sorted(names)), load_processor(prepared.model_path)
+    return [describe_group(group, processor, prepared.template, hashes) for group in groups]
 
 
 def _ranking_scores(store: Store, prepared: Prepared, table: pa.Table) -> dict[str, Any]:
@@ -103,6 +123,8 @@ def describe_run(prepared: Prepared) -> dict[str, str]:
     return {
         "model": spec.model,
         "data": f"{' '.join(spec.data)} ({prepared.rows} training rows)",
+        "template": prepared.template,
+        "precision": prepared.precision,
         "recipe": json.dumps(prepared.space.trial(prepared.space.configs()[0]).recipe.model_dump()),
         "seeds": ", ".join(map(str, spec.seeds)),
         "workers": f"{spec.workers} a trial, {spec.cpus_per_worker:g} CPUs each",

@@ -7,16 +7,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from vrray.data.tasks import ABILITIES
 from vrray.errors import PruningError
 from vrray.plans import Plan
 from vrray.region import Region
 from vrray.store import Store
+from vrray.sweep.compare import add_comparisons, best_row
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.trial import DELTA, EVALUATION, Lacking, Trial, evaluation_key, healing, plans_of
 from vrray.train.memory import trained_parameters
 
 _MEASURED = ("train_seconds", "step_seconds", "peak_mib")
-_ABILITIES = ("visual", "textual")
 _INTERVAL = ("", "_low", "_high")
 UNTUNED = "untuned"
 
@@ -24,7 +25,8 @@ UNTUNED = "untuned"
 def sweep_table(store: Store, prepared: Prepared, trials: Sequence[Trial], failures: Mapping[str, str]) -> pa.Table:
     """Rows of all trials and of the untuned base (with the stage-1 projector); `failures` are reasons by trial key."""
     rows = [row for trial in (*trials, prepared.projector) for row in _rows(store, prepared, trial, failures)]
-    rows = _with_retention(_distinct_names(rows))
+    rows = _distinct_names(rows)
+    add_comparisons(store, prepared.site.select, rows)
     return pa.Table.from_pylist(rows, schema=_schema(prepared))
 
 
@@ -38,8 +40,7 @@ def choose(table: pa.Table) -> dict[str, Any]:
     ]
     if not finished:
         return {}
-    ability = "visual" if finished[0]["score_visual"] is not None else "textual"
-    return max(finished, key=lambda row: (row[f"score_{ability}"], -row["parameters"]))
+    return best_row(finished, "visual" if finished[0]["score_visual"] is not None else "textual") or {}
 
 
 def baselines(table: pa.Table) -> list[dict[str, Any]]:
@@ -97,7 +98,7 @@ def _variant(store: Store, prepared: Prepared, trial: Trial, plan: Plan) -> dict
     }
     key = evaluation_key(of, plan.removed, prepared.test, False)
     held_out = store.describe(EVALUATION, key) if store.has(EVALUATION, key) else {}
-    for ability in _ABILITIES:
+    for ability in ABILITIES:
         for end in _INTERVAL:
             row[f"score_{ability}{end}"] = measured.get(f"score_{ability}{end}")
             row[f"test_score_{ability}{end}"] = held_out.get(f"score_{ability}{end}")
@@ -123,7 +124,7 @@ def _evaluation(store: Store, prepared: Prepared, delta: str, plan: tuple[int, .
 
 def _floors(prepared: Prepared) -> dict[str, float | None]:
     floors: dict[str, float | None] = {}
-    for ability in _ABILITIES:
+    for ability in ABILITIES:
         values = [group.floor for group in prepared.site.select if group.task.ability == ability]
         floors[f"floor_{ability}"] = sum(values) / len(values) if values else None
     return floors
@@ -141,32 +142,18 @@ def _distinct_names(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_retention(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Scores divided by those of unpruned all-layer tuning with the same seed, where the sweep has it."""
-    ceilings: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        if row["placement"] == "all" and not row["removed_layers"] and row["status"] == "complete":
-            best = ceilings.get(row["seed"])
-            if best is None or (row["score_visual"] or 0) > (best["score_visual"] or 0):
-                ceilings[row["seed"]] = row
-    for row in rows:
-        ceiling = ceilings.get(row["seed"], {})
-        for ability in _ABILITIES:
-            score, top = row.get(f"score_{ability}"), ceiling.get(f"score_{ability}")
-            row[f"retention_{ability}"] = score / top if score is not None and top else None
-    return rows
-
-
 def _schema(prepared: Prepared) -> pa.Schema:
     number, count, text, layers = pa.float64(), pa.int64(), pa.string(), pa.list_(pa.int32())
     fields = [("variant", text), ("placement", text), ("tuned_layers", layers), ("removed_layers", layers)]
     fields += [("ranking", text), ("healed", pa.bool_())]
     fields += [("depth", pa.int32()), ("status", text), ("split", text)]
-    fields += [(f"score_{ability}{end}", number) for ability in _ABILITIES for end in _INTERVAL]
-    fields += [(f"retention_{ability}", number) for ability in _ABILITIES]
+    fields += [(f"score_{ability}{end}", number) for ability in ABILITIES for end in _INTERVAL]
+    fields += [(f"retention_{ability}", number) for ability in ABILITIES]
+    fields += [(f"difference_{ability}{end}", number) for ability in ABILITIES for end in _INTERVAL]
+    fields += [(f"ties_best_{ability}", pa.bool_()) for ability in ABILITIES]
     fields += [("blind_visual", number), ("floor_visual", number), ("floor_textual", number)]
     fields += [(f"score_{group.task.name}", number) for group in prepared.site.select]
-    fields += [(f"test_score_{ability}{end}", number) for ability in _ABILITIES for end in _INTERVAL]
+    fields += [(f"test_score_{ability}{end}", number) for ability in ABILITIES for end in _INTERVAL]
     fields += [("parameters", count), ("trained_parameters", count)]
     fields += [(name, number) for name in (*_MEASURED, "latency_ms_per_token", "learning_rate")]
     fields += [("seed", count), ("key", text)]

@@ -125,7 +125,7 @@ def evaluation_key(delta: str, removed: Sequence[int], tasks: Sequence[TaskExamp
     """The key of an evaluation: the variant, and every question with its answer."""
     return content_key(
         {
-            "format": 1,
+            "format": 2,
             "delta": delta,
             "removed": list(removed),
             "tasks": _asked(tasks),
