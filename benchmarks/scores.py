@@ -9,19 +9,16 @@ rounds with their range, and ratios taken round by round.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers import AutoConfig
 
+from benchmarks.timing import Timing, inside
 from vrray.data.features import compute_chunks
 from vrray.data.rows import FILES, Row, Rows
 from vrray.data.rows import KIND as ROWS
@@ -49,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
-        bench = Bench(*_workspace(Path(folder), options.rows))
+        bench = Bench(*demo_workspace(Path(folder), options.rows))
         for _ in range(options.rounds + 1):  # the first round warms up
             bench.round()
         dist.destroy_process_group()
@@ -62,7 +59,7 @@ class Bench:
     workspace: Workspace
     prepared: Prepared
     rows: Sequence[Row]
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
 
     @property
     def depth(self) -> int:
@@ -71,41 +68,30 @@ class Bench:
     def round(self) -> None:
         space, rows = self.workspace, self.rows
         prompts = [Row(row.id, row.prompt, (False,) * len(row.prompt), row.images) for row in rows]
-        self._time("plain forward, prompts", lambda: _forward(space, prompts, _BATCH, head=False))
-        self._time("all cheap scores", lambda: measure(space, "states", rows, batch=_BATCH))
-        self._time("plain forward, rows and their losses", lambda: _forward(space, rows, _BATCH))
-        self._time("ablation losses of all layers", lambda: measure(space, "ablation", rows, batch=_BATCH))
-        self._time("gradient importance", lambda: measure(space, "gradient", rows[:8]))
-        with _inside(space.model) as inside:
-            self._time("levels 0 to 4, evaluated", lambda: _evaluate_levels(space, self.prepared))
-        self.seconds.setdefault("their forward passes", []).append(sum(inside))
+        self.timing.time("plain forward, prompts", lambda: plain_forward(space, prompts, _BATCH, head=False))
+        self.timing.time("all cheap scores", lambda: measure(space, "states", rows, batch=_BATCH))
+        self.timing.time("plain forward, rows and their losses", lambda: plain_forward(space, rows, _BATCH))
+        self.timing.time("ablation losses of all layers", lambda: measure(space, "ablation", rows, batch=_BATCH))
+        self.timing.time("gradient importance", lambda: measure(space, "gradient", rows[:8]))
+        with inside(space.model.model, space.model.lm_head) as seconds:
+            self.timing.time("levels 0 to 4, evaluated", lambda: _evaluate_levels(space, self.prepared))
+        self.timing.add("their forward passes", sum(seconds))
 
     def report(self) -> str:
-        lines = ["| what | s | range |", "| --- | --- | --- |"]
-        for name, all_seconds in self.seconds.items():
-            seconds = all_seconds[1:]
-            lines.append(f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f}-{max(seconds):.2f} |")
-        lines += ["", "| ratio | median | range | aim |", "| --- | --- | --- | --- |"]
-        lines.append(self._ratio("all cheap scores", "plain forward, prompts", "at most 1.3"))
         aim = f"at most {0.6 * self.depth:.1f}, which is 0.6 L"
-        lines.append(self._ratio("ablation losses of all layers", "plain forward, rows and their losses", aim))
-        lines.append(self._ratio("levels 0 to 4, evaluated", "their forward passes", "at most 1.1"))
-        return "\n".join(lines)
-
-    def _ratio(self, a: str, b: str, aim: str) -> str:
-        ratios = [x / y for x, y in zip(self.seconds[a][1:], self.seconds[b][1:], strict=True)]
-        return f"| {a} / {b} | {statistics.median(ratios):.2f} | {min(ratios):.2f}-{max(ratios):.2f} | {aim} |"
-
-    def _time(self, name: str, work: Callable[[], Any]) -> None:
-        began = time.perf_counter()
-        work()
-        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+        ratios = self.timing.ratios(
+            ("all cheap scores", "plain forward, prompts", "at most 1.3"),
+            ("ablation losses of all layers", "plain forward, rows and their losses", aim),
+            ("levels 0 to 4, evaluated", "their forward passes", "at most 1.1"),
+        )
+        return f"{self.timing.table()}\n\n{ratios}"
 
 
-def _workspace(folder: Path, rows: int) -> tuple[Workspace, Prepared, Sequence[Row]]:
+def demo_workspace(folder: Path, rows: int, examples: int = 16) -> tuple[Workspace, Prepared, Sequence[Row]]:
     """The demo LVLM with its features; a projector that was not trained costs the same."""
     store = Store(folder / "store")
-    prepared = prepare(SweepSpec.parse({"storage": store.uri, "examples": 16}), store, gpu=False, worker_memory=8 << 30)
+    spec = SweepSpec.parse({"storage": store.uri, "examples": examples})
+    prepared = prepare(spec, store, gpu=False, worker_memory=8 << 30)
     site, path = prepared.site, str(prepared.model_path)
     space = Workspace.set_up(Setup(store.uri, path, site.base, prepared.precision, template=prepared.template))
     config, processor = AutoConfig.from_pretrained(path), space.processor.image_processor
@@ -116,7 +102,7 @@ def _workspace(folder: Path, rows: int) -> tuple[Workspace, Prepared, Sequence[R
 
 
 @torch.inference_mode()
-def _forward(space: Workspace, rows: Sequence[Row], size: int, *, head: bool = True) -> None:
+def plain_forward(space: Workspace, rows: Sequence[Row], size: int, *, head: bool = True) -> None:
     for _, batch in own_batches(space, rows, size):
         hidden = decode(space.model, batch)
         if head:
@@ -129,22 +115,6 @@ def _evaluate_levels(space: Workspace, prepared: Prepared) -> None:
     for level in LEVELS:
         with pruned(space.model, region.outside[-level:] if level else (), region):
             evaluate_tasks(space, prepared.site.select)
-
-
-@contextmanager
-def _inside(model: Any) -> Iterator[list[float]]:
-    """The seconds of every forward pass of the decoder and of the head."""
-    seconds: list[float] = []
-    began: list[float] = []
-    handles = []
-    for module in (model.model, model.lm_head):
-        handles.append(module.register_forward_pre_hook(lambda *_: began.append(time.perf_counter())))
-        handles.append(module.register_forward_hook(lambda *_: seconds.append(time.perf_counter() - began.pop())))
-    try:
-        yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def test_benchmarks_are_answered_by_likelihood(tmp_path: Path, name: str, option
 
 
 def test_an_open_question_has_nothing_to_choose_from(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="task 'mine' has questions without options .* write method: generate"):
+    with pytest.raises(SpecError, match=r"task .mine. has questions without options .* write method: generate"):
         read(write(tmp_path, {**MINE, "method": "choose"}))
 
 

@@ -167,8 +167,8 @@ def _option_likelihoods(
         **_image_inputs(workspace, ids, images),
         use_cache=tokens.shape[1] > 1,
     )
-    first_logits = vocabulary_logits(workspace.model, first.last_hidden_state[:, -1])[owner].unsqueeze(1)
-    logits = first_logits
+    first_BV = nn.functional.log_softmax(vocabulary_logits(workspace.model, first.last_hidden_state[:, -1]), dim=-1)
+    sums = first_BV[owner, tokens[:, 0]].double()
     if tokens.shape[1] > 1:
         cache = first.past_key_values
         cache.batch_select_indices(owner)
@@ -180,11 +180,11 @@ def _option_likelihoods(
             past_key_values=cache,
             use_cache=True,
         )
-        logits = torch.cat([first_logits, vocabulary_logits(workspace.model, rest.last_hidden_state)], dim=1)
-    log_probabilities = nn.functional.log_softmax(logits, dim=-1)
-    taken = log_probabilities.gather(2, tokens.unsqueeze(2)).squeeze(2)
-    sums = (taken * present).sum(1).split(counts.tolist())
-    return [part.tolist() for part in sums]
+        later = present[:, 1:].bool()
+        logits = vocabulary_logits(workspace.model, rest.last_hidden_state[later])
+        losses = nn.functional.cross_entropy(logits, tokens[:, 1:][later], reduction="none").double()
+        sums.index_add_(0, later.nonzero()[:, 0], -losses)
+    return [part.tolist() for part in sums.split(counts.tolist())]
 
 
 def _image_inputs(workspace: Workspace, ids: torch.Tensor, images: Sequence[str]) -> dict[str, Any]:
