@@ -17,10 +17,13 @@ from PIL import Image
 
 BYTES = 8 * 8 * 3  # of a fingerprint
 ALIKE = 12.0  # root mean square difference of two fingerprints, in grey levels of 255, up to which images are compared
-WHOLE = 3.2  # distance of two whole images up to which they are the same picture
-CROPPED = 1.5  # of two images of which one or both lack the outermost pixels
+# Distance of two whole images up to which they are the same picture: a share of their contrast, since what JPEG and
+# resizing change stands at edges, but no less and no more than the bounds.
+SHARE, WHOLE = 0.07, (2.6, 4.5)
+CROPPED = 1.5  # distance of two images of which one or both lack the outermost pixels
 NEAREST = 8  # images that each one is compared with
 _BLOCK, _CHUNK = 1 << 15, 512  # fingerprints in a matrix product
+_LUMA = 16 * 16  # values of a view, before those of chroma
 _VIEWED = 128  # longer side of the images that are compared
 _BILINEAR = Image.Resampling.BILINEAR
 
@@ -109,7 +112,13 @@ def views(image: Image.Image) -> NDArray[np.float32]:
 def same_picture(first: NDArray[np.float32], second: NDArray[np.float32]) -> float | None:
     """The distance of two images by their `views`, in grey levels of 255; None where they are different pictures."""
     whole = float(np.linalg.norm(first[0] - second[0]))
-    if whole <= WHOLE:
+    if whole <= np.clip(SHARE * min(_contrast(first[0]), _contrast(second[0])), *WHOLE):
         return whole
     cropped = float(np.linalg.norm(first[:, None] - second[None], axis=-1).min())
     return cropped if cropped <= CROPPED else None
+
+
+def _contrast(view: NDArray[np.float32]) -> float:
+    """How far its pixels are from their mean colour: the distance to a plain image."""
+    luma, chroma = view[:_LUMA], view[_LUMA:].reshape(-1, 2)
+    return float(np.sqrt(((luma - luma.mean()) ** 2).sum() + ((chroma - chroma.mean(axis=0)) ** 2).sum()))
