@@ -216,17 +216,21 @@ def test_of_a_multi_picture_jpeg_the_first_is_the_photo() -> None:
     np.testing.assert_array_equal(pixels(several), pixels(encoded(photo(), "JPEG")))
 
 
-@pytest.mark.parametrize(("data", "size"), [(encoded(photo(), "JPEG"), (6, 4)), (encoded(photo(), "PNG"), (48, 32))])
-def test_checking_decodes_a_jpeg_at_an_eighth(
-    data: bytes, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("side", "kind", "size"),
+    [(480, "JPEG", (60, 40)), (48, "JPEG", (48, 32)), (480, "PNG", (480, 320))],
+)
+def test_checking_decodes_a_large_jpeg_at_an_eighth(
+    side: int, kind: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    data = encoded(photo(side, side * 2 // 3), kind)
     sizes: list[tuple[int, int]] = []
     load = ImageFile.ImageFile.load
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (sizes.append(image.size), load(image))[1])
-    check_image(data, "it")
+    assert check_image(data, "it").size == size
     assert set(sizes) == {size}
     open_image(data, "it")
-    assert set(sizes) == {size, (48, 32)}
+    assert set(sizes) == {size, (side, side * 2 // 3)}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])

@@ -11,11 +11,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from vrray.data import demo, demo_easy_vqa, demo_packages
 from vrray.data.demo import DemoData, build_demo
+from vrray.data.fingerprints import BYTES, alike, same_picture, views
+from vrray.data.images import examine, open_image
 from vrray.data.records import Turn, read_records
 from vrray.data.tasks import Example, Split, read_examples
 from vrray.errors import DataError
@@ -39,6 +43,22 @@ def images_of(data: DemoData) -> dict[str, set[str]]:
     for split in SPLITS:
         images[split] = {example.image or "" for task in VISUAL for example in data.examples(task, split)}
     return images
+
+
+def test_no_picture_that_is_asked_about_looks_like_a_training_picture(data: DemoData) -> None:
+    images = images_of(data)
+    trained, asked = sorted(images["train"]), sorted(images["select"] | images["test"])
+
+    def looks(names: list[str]) -> NDArray[np.uint8]:
+        prints = [examine((data.image_root / name).read_bytes(), name).fingerprint for name in names]
+        return np.frombuffer(b"".join(prints), np.uint8).reshape(-1, BYTES)
+
+    def seen(name: str) -> NDArray[np.float32]:
+        return views(open_image((data.image_root / name).read_bytes(), name))
+
+    pairs = [(asked[i], trained[j]) for i, j in alike(looks(asked), looks(trained))]
+    assert pairs  # easy-VQA draws one shape on a plain ground
+    assert [pair for pair in pairs if same_picture(seen(pair[0]), seen(pair[1])) is not None] == []
 
 
 def contents(root: Path) -> dict[str, bytes]:

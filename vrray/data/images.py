@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from PIL import Image
 from pyarrow import fs as pafs
@@ -20,10 +21,21 @@ from pyarrow import fs as pafs
 from vrray.data.blobs import PREFIX as EMBEDDED
 from vrray.data.blobs import Blobs, embedded_name, write_blobs
 from vrray.data.decode import check_image, open_image
+from vrray.data.fingerprints import fingerprint
 from vrray.data.records import parse_image_path
 from vrray.errors import DataError
 
-__all__ = ["Images", "check_image", "content_hashes", "embedded_name", "image_hash", "open_image", "write_blobs"]
+__all__ = [
+    "Images",
+    "Opened",
+    "check_image",
+    "content_hashes",
+    "embedded_name",
+    "examine",
+    "image_hash",
+    "open_image",
+    "write_blobs",
+]
 
 MAX_BYTES = 1 << 30
 _THREADS = 16
@@ -111,6 +123,21 @@ class Images:
             where = ", ".join(self.blobs) or "none is given"
             raise DataError(f"image {name!r} cannot be read: it is not in the files of embedded images ({where})")
         return data
+
+
+class Opened(NamedTuple):
+    """What is kept of an image that was opened: the hash of its file, and how it looks (`fingerprint`)."""
+
+    hash: str
+    fingerprint: bytes
+
+
+def examine(data: bytes, name: str) -> Opened:
+    """
+    Raises:
+        DataError: the image cannot be used (see `open_image`).
+    """
+    return Opened(image_hash(data), fingerprint(check_image(data, name)))
 
 
 def content_hashes(images: Images, names: Iterable[str]) -> dict[str, str]:

@@ -9,18 +9,33 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from vrray.data.held_out import FILE as CANDIDATES
 from vrray.data.held_out import Candidate, read_candidates
-from vrray.data.images import Images
-from vrray.data.ingest_block import BLOBS, HASHES, PART, Choice, Job, RowSpec, Source, Task, read_hashes, write_refusals
+from vrray.data.images import Images, Opened
+from vrray.data.ingest_block import (
+    BLOBS,
+    FINGERPRINTS,
+    HASHES,
+    PART,
+    Choice,
+    Job,
+    RowSpec,
+    Source,
+    Task,
+    read_fingerprints,
+    read_hashes,
+    write_refusals,
+)
 from vrray.data.ingest_join import Parts, join_parts, read_parts
 from vrray.data.ingest_run import RECHECKED, readable, run_tasks
 from vrray.data.rows import KIND
@@ -77,7 +92,7 @@ def ingest(
         DataError: a source cannot be read, too many records were rejected, or no row is left.
     """
     settings = {
-        "format": 4,
+        "format": 5,
         "sources": [[source_identity(s.location), s.prefix, s.weight] for s in sources],
         "spec": {name: value for name, value in asdict(spec).items() if name != "model_path"},
         "choice": asdict(choice),
@@ -118,6 +133,30 @@ def image_hashes(store: Store, key: str) -> dict[str, str]:
     """The images of ingested rows and their held-out examples by name, each with its content hash."""
     with store.open(KIND, key, only=[HASHES]) as folder:
         return read_hashes(folder)
+
+
+class TrainedImages(NamedTuple):
+    """The images that ingested rows train on: names, content hashes, fingerprints `[images, bytes]`."""
+
+    names: list[str]
+    hashes: list[str]
+    fingerprints: NDArray[np.uint8]
+
+
+def trained_images(store: Store, key: str) -> TrainedImages:
+    """The images of ingested rows; their fingerprints are mapped into memory."""
+    count = store.describe(KIND, key)["images"]
+    with store.open(KIND, key, only=[HASHES, FINGERPRINTS]) as folder:
+        hashes = read_hashes(folder)
+        return TrainedImages(list(hashes)[:count], list(hashes.values())[:count], read_fingerprints(folder)[:count])
+
+
+def all_images(store: Store, key: str, names: Collection[str]) -> dict[str, Opened]:
+    """Those of the named images that ingested rows or their held-out examples use."""
+    with store.open(KIND, key, only=[HASHES, FINGERPRINTS]) as folder:
+        looks = read_fingerprints(folder)
+        hashes = enumerate(read_hashes(folder).items())
+        return {name: Opened(known, looks[place].tobytes()) for place, (name, known) in hashes if name in names}
 
 
 def with_embedded(store: Store, images: Images, keys: Sequence[str]) -> Images:

@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from vrray.data.blobs import PREFIX as EMBEDDED
 from vrray.data.blobs import write_blobs
 from vrray.data.encode import encode_record
+from vrray.data.fingerprints import BYTES as FINGERPRINT
 from vrray.data.held_out import Candidate, candidates_of, fewest, split_of, unit_hash, write_candidates
-from vrray.data.images import Images, check_image, image_hash
+from vrray.data.images import Images, Opened, examine
 from vrray.data.records import Record, parse_record
 from vrray.data.rows import Row, to_batch, write_batches
 from vrray.data.sources import REJECTED, Block, read_block, rejection
@@ -30,9 +32,10 @@ from vrray.store import Store, read_parquet
 PART = "rows-part"
 # The files of a part.
 BLOBS, HASHES, RANKS = "embedded.arrow", "images.parquet", "ranks.npy"
+FINGERPRINTS = "fingerprints.npy"  # [images, bytes], in the order of HASHES
 REFUSALS, UNREADABLE = "rejected.parquet", "unreadable.json"
 _READERS = 8  # threads that read and check a block's images
-_SEEN = 1 << 20  # images that a process remembers to have opened, with their names about 200 MiB
+_SEEN = 1 << 19  # images that a process remembers to have opened, with their fingerprints about 200 MiB
 _IMAGES = pa.schema([("name", pa.string()), ("hash", pa.string())])
 
 
@@ -100,11 +103,11 @@ class Task:
     key: str
 
 
-def ingest_block(job: Job, task: Task, seen: dict[str, str]) -> dict[str, int]:
+def ingest_block(job: Job, task: Task, seen: dict[str, Opened]) -> dict[str, int]:
     """Read, check and encode a block into its artefact; what was counted.
 
     Args:
-        seen: images that were opened before, with their hashes; they are not opened again. Grows.
+        seen: images that were opened before; they are not opened again. Grows.
     """
     part, source = Part(), job.sources[task.source]
     wanted, held = _read_block(job, task, part)
@@ -167,13 +170,23 @@ def _read_block(job: Job, task: Task, part: Part) -> tuple[list[_Chosen], list[C
     return wanted, fewest(held, choice.held_out)
 
 
-def write_hashes(folder: Path, hashes: Mapping[str, str]) -> None:
-    pq.write_table(pa.table([list(hashes), list(hashes.values())], schema=_IMAGES), folder / HASHES)
+def write_images(folder: Path, opened: Mapping[str, Opened]) -> None:
+    """Write names, hashes and fingerprints of images."""
+    hashes = [image.hash for image in opened.values()]
+    pq.write_table(pa.table([list(opened), hashes], schema=_IMAGES), folder / HASHES)
+    fingerprints = b"".join(image.fingerprint for image in opened.values())
+    np.save(folder / FINGERPRINTS, np.frombuffer(fingerprints, np.uint8).reshape(-1, FINGERPRINT), allow_pickle=False)
 
 
 def read_hashes(folder: Path) -> dict[str, str]:
     names, hashes = (column.to_pylist() for column in read_parquet(folder / HASHES).columns)
     return dict(zip(names, hashes, strict=True))
+
+
+def read_fingerprints(folder: Path) -> NDArray[np.uint8]:
+    """`[images, bytes]` in the order of `read_hashes`, mapped into memory."""
+    fingerprints: NDArray[np.uint8] = np.load(folder / FINGERPRINTS, mmap_mode="r", allow_pickle=False)
+    return fingerprints
 
 
 def write_refusals(target: Any, rejected: Sequence[Mapping[str, Any]]) -> None:
@@ -188,7 +201,7 @@ class Part:
     ranks: list[float] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
-    hashes: dict[str, str] = field(default_factory=dict)
+    opened: dict[str, Opened] = field(default_factory=dict)
     embedded: dict[str, bytes] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -206,16 +219,15 @@ def _named(record: Record, prefix: str) -> Record:
     return replace(record, images=tuple(names)) if prefix else record
 
 
-def _check_images(images: Images, names: Sequence[str], part: Part, seen: dict[str, str]) -> dict[str, DataError]:
-    """Open every image, note its hash; the errors of those that cannot be used."""
+def _check_images(images: Images, names: Sequence[str], part: Part, seen: dict[str, Opened]) -> dict[str, DataError]:
+    """Open every image, note its hash and fingerprint; the errors of those that cannot be used."""
 
-    def check(name: str) -> str | DataError:
+    def check(name: str) -> Opened | DataError:
         if name in seen:
             return seen[name]
         try:
             data = part.embedded[name] if name in part.embedded else images.read(name)
-            check_image(data, name)
-            return image_hash(data)
+            return examine(data, name)
         except DataError as error:
             return error
 
@@ -226,7 +238,7 @@ def _check_images(images: Images, names: Sequence[str], part: Part, seen: dict[s
                 refused[name] = found
                 part.unreadable.append(name)
             else:
-                part.hashes[name] = found
+                part.opened[name] = found
                 if len(seen) < _SEEN:
                     seen[name] = found
     return refused
@@ -250,7 +262,7 @@ def _write_part(folder: Path, part: Part) -> dict[str, Any]:
     write_candidates(folder, part.candidates)
     write_refusals(folder / REFUSALS, part.rejected)
     (folder / UNREADABLE).write_text(json.dumps(part.unreadable))
-    write_hashes(folder, part.hashes)
+    write_images(folder, part.opened)
     if part.embedded:
         write_blobs(folder / BLOBS, part.embedded.items())
     return {"counts": dict(part.counts), "unreadable": len(part.unreadable)}

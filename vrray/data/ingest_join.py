@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vrray.data.blobs import read_blobs, write_blobs
 from vrray.data.held_out import Candidate, fewest, read_candidates, write_candidates
+from vrray.data.images import Opened
 from vrray.data.ingest_block import (
     BLOBS,
     PART,
@@ -23,8 +24,9 @@ from vrray.data.ingest_block import (
     UNREADABLE,
     Job,
     Task,
+    read_fingerprints,
     read_hashes,
-    write_hashes,
+    write_images,
 )
 from vrray.data.rows import FILES, Rows, read_batches, write_batches, write_order
 from vrray.errors import DataError
@@ -45,7 +47,7 @@ class Parts:
     tasks: Sequence[Task]
     ranks: list[NDArray[np.float64]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
-    hashes: dict[str, str] = field(default_factory=dict)
+    opened: dict[str, Opened] = field(default_factory=dict)
     embedded: list[Task] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -78,14 +80,21 @@ def join_parts(job: Job, parts: Parts, counts: Mapping[str, int], folder: Path) 
     rows = Rows(folder)
     asked = (example.image for example in parts.candidates if example.image and example.split != "train")
     # In the order of training: a longer run's images begin with a shorter one's, and so do the chunks of features.
-    used = dict.fromkeys([*rows.images(), *asked])
-    write_hashes(folder, {name: parts.hashes[name] for name in used})
+    trained = rows.images()
+    used = dict.fromkeys([*trained, *asked])
+    write_images(folder, {name: parts.opened[name] for name in used})
     if parts.embedded:
         write_blobs(folder / BLOBS, _used_blobs(job.store, parts, used))
     counts["left_out"] += counts["rows"] - int(kept.sum())
     counts["rows"] = int(kept.sum())
     longest = int(rows.lengths.max())
-    return {"rows": len(order), "longest": longest, "embedded": bool(parts.embedded), "counts": dict(counts)}
+    return {
+        "rows": len(order),
+        "longest": longest,
+        "embedded": bool(parts.embedded),
+        "images": len(trained),
+        "counts": dict(counts),
+    }
 
 
 def _read_each(store: Store, parts: Parts) -> Iterator[Candidate]:
@@ -93,7 +102,8 @@ def _read_each(store: Store, parts: Parts) -> Iterator[Candidate]:
     for task in parts.tasks:
         with store.open(PART, task.key) as folder:
             parts.ranks.append(np.load(folder / RANKS, allow_pickle=False))
-            parts.hashes.update(read_hashes(folder))
+            for (name, known), values in zip(read_hashes(folder).items(), read_fingerprints(folder), strict=True):
+                parts.opened[name] = Opened(known, values.tobytes())
             parts.rejected += read_parquet(folder / REFUSALS).to_pylist()
             parts.unreadable += json.loads((folder / UNREADABLE).read_text())
             if (folder / BLOBS).is_file():

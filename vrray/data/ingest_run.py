@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from vrray.data.images import Images, check_image
+from vrray.data.images import Images, Opened, check_image
 from vrray.data.ingest_block import PART, UNREADABLE, Job, Task, ingest_block
 from vrray.errors import DataError, VrrayError
 
@@ -79,7 +79,7 @@ def _found(job: Job, keys: set[str]) -> tuple[Counter[str], set[str]]:
 
 
 def _run_here(job: Job, tasks: Sequence[Task]) -> Iterator[tuple[Task, Mapping[str, int]]]:
-    seen: dict[str, str] = {}
+    seen: dict[str, Opened] = {}
     for task in tasks:
         yield task, ingest_block(job, task, seen)
 
@@ -114,7 +114,7 @@ class _Worker:
     def __init__(self, job: Job, tasks: Sequence[Task]):
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every CPU has a worker
         self._job, self._tasks = job, tasks
-        self._seen: dict[str, str] = {}
+        self._seen: dict[str, Opened] = {}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What each block counted, or the error that ends the ingestion, which Ray would bury in stacks of its own."""

@@ -161,6 +161,7 @@ def _context(evaluation: Evaluation) -> Mapping[str, str]:
     return {
         "model": f"{evaluation.model} (base {evaluation.base})",
         **({"sweep": f"{spec.sweep} in {evaluation.store.uri}"} if spec.sweep else {}),
+        "image leaks": evaluation.leaks_text(),
         "template": evaluation.template,
         "precision": str(evaluation.precision),
         "command": spec.command(),

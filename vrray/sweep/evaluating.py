@@ -11,9 +11,10 @@ from vrray.data.features import KIND as FEATURES
 from vrray.models.loading import tower_identity
 from vrray.specs import EvaluateSpec
 from vrray.sweep.answers import ANSWERS, AnswersJob, Part
-from vrray.sweep.evaluated import write_results
+from vrray.sweep.evaluated import FOLDER, write_results
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation
 from vrray.sweep.jobs import FeaturesJob
+from vrray.sweep.leaks import FILE as LEAKS
 from vrray.train.desk import Setup, follow
 from vrray.train.group import WorkerGroups
 from vrray.train.launch import Capacity
@@ -34,6 +35,8 @@ def run_evaluation(spec: EvaluateSpec) -> None:
     gpu = capacity.uses_gpus(run)
     capacity.trials_at_once(run)  # refuses a cluster that is too small before anything is prepared
     evaluation = prepare_evaluation(spec, gpu=gpu)
+    if evaluation.leaks is not None:
+        _say(evaluation.leaks.text())
     parts = evaluation.all_parts()
     missing = [part for part in _distinct(parts) if not evaluation.store.has(ANSWERS, part.key)]
     asked = sum(len(part.examples) for part in parts)
@@ -53,6 +56,8 @@ def run_evaluation(spec: EvaluateSpec) -> None:
         with WorkerGroups(run, setup, count=groups, gpu=gpu) as workers:
             _answer(evaluation, missing, workers.desk, groups)
     write_results(evaluation)
+    if evaluation.leaks is not None:
+        evaluation.store.write_table(f"{FOLDER}/{spec.name}/{LEAKS}", evaluation.leaks.pairs)
 
 
 def _answer(evaluation: Evaluation, missing: Sequence[Part], desk: Any, groups: int) -> None:

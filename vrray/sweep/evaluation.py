@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from vrray.data.images import Images, check_image, image_hash
+from vrray.data.images import Images, Opened, examine
 from vrray.errors import DataError, SpecError
 from vrray.evaluate.questions import AskedTask
 from vrray.evaluate.task_file import read_tasks
@@ -17,6 +18,7 @@ from vrray.specs import EvaluateSpec
 from vrray.store import Store
 from vrray.sweep.answers import Part, Variant, cut_parts
 from vrray.sweep.compare import is_ceiling
+from vrray.sweep.leaks import Asked, Leaks, find_leaks, training_of_sweep
 from vrray.sweep.prepare import resolve_precision
 
 _THREADS = 16
@@ -26,7 +28,9 @@ _THREADS = 16
 class Evaluation:
     """What is asked of what: the model's directory and identity, variants, tasks, and where the images are.
 
-    `ceilings` names, for each variant, all-layer tuning with the same seed, where it is asked too.
+    Attributes:
+        ceilings: for each variant the name of all-layer tuning with the same seed, where that is asked too.
+        leaks: which images the sweep trained on too; None without a sweep, or where that is not known.
     """
 
     spec: EvaluateSpec
@@ -40,7 +44,15 @@ class Evaluation:
     variants: tuple[Variant, ...]
     tasks: tuple[AskedTask, ...]
     images: Images
-    ceilings: dict[str, str] = field(default_factory=dict)
+    ceilings: dict[str, str]
+    leaks: Leaks | None
+
+    def leaks_text(self) -> str:
+        """What is known of images that were trained on."""
+        if self.spec.sweep is None:
+            return "not known: the model's training data are not given"
+        unknown = "not known: the training data are no longer in the store; run the sweep again"
+        return unknown if self.leaks is None else self.leaks.text()
 
     def parts(self, variant: Variant, task: AskedTask, *, blind: bool) -> list[Part]:
         model = {"base": self.base, "template": self.template, "precision": self.precision}
@@ -71,6 +83,8 @@ def prepare_evaluation(spec: EvaluateSpec, *, gpu: bool) -> Evaluation:
     path = resolve_model(model)
     tasks = read_tasks(spec.tasks, split=spec.split, limit=spec.limit, short_answers=spec.short_answers)
     images = Images({task.name: task.images for task in tasks if task.images is not None})
+    opened: dict[str, Opened] = {}
+    tasks = tuple(with_images(task, images, opened) for task in tasks)
     return Evaluation(
         spec=spec,
         store=store,
@@ -81,9 +95,10 @@ def prepare_evaluation(spec: EvaluateSpec, *, gpu: bool) -> Evaluation:
         precision=resolve_precision(spec.precision, gpu),
         template=conversation(model, path) if spec.template == "auto" else spec.template,
         variants=variants,
-        tasks=tuple(with_images(task, images) for task in tasks),
+        tasks=tasks,
         images=images,
         ceilings=ceilings,
+        leaks=_leaks(spec, store, tasks, opened, images),
     )
 
 
@@ -109,8 +124,21 @@ def _of_sweep(spec: EvaluateSpec, store: Store) -> tuple[str, tuple[Variant, ...
     return model, tuple(dict.fromkeys(variants)), ceilings
 
 
-def with_images(task: AskedTask, images: Images) -> AskedTask:
+def _leaks(
+    spec: EvaluateSpec, store: Store, tasks: Sequence[AskedTask], opened: Mapping[str, Opened], images: Images
+) -> Leaks | None:
+    training = None if spec.sweep is None else training_of_sweep(store, spec.sweep)
+    if training is None:
+        return None
+    groups = [Asked(task.name, "", tuple(task.image_name(question) for question in task.questions)) for task in tasks]
+    return find_leaks(store, training, groups, opened, images)
+
+
+def with_images(task: AskedTask, images: Images, opened: dict[str, Opened] | None = None) -> AskedTask:
     """A task that knows the contents of its images, and which questions cannot be asked because of theirs.
+
+    Args:
+        opened: gets what is kept of each image that was opened.
 
     Raises:
         DataError: no question can be asked.
@@ -126,15 +154,15 @@ def with_images(task: AskedTask, images: Images) -> AskedTask:
             problems[place] = str(error)
     if len(problems) == len(task.questions):
         raise DataError(f"task {task.name!r}: none of its {len(problems)} questions can be asked: {problems[0]}")
-    hashes = {name: known for name, known in found.items() if isinstance(known, str)}
-    return replace(task, image_hashes=hashes, problems=problems)
+    usable = {name: known for name, known in found.items() if isinstance(known, Opened)}
+    if opened is not None:
+        opened |= {f"{task.name}:{name}": known for name, known in usable.items()}
+    return replace(task, image_hashes={name: known.hash for name, known in usable.items()}, problems=problems)
 
 
-def _look(images: Images, name: str) -> str | DataError:
-    """The content hash of an image, or what is wrong with it."""
+def _look(images: Images, name: str) -> Opened | DataError:
+    """What is kept of an image, or what is wrong with it."""
     try:
-        data = images.read(name)
-        check_image(data, name)
+        return examine(images.read(name), name)
     except DataError as error:
         return error
-    return image_hash(data)

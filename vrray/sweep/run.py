@@ -25,6 +25,8 @@ from vrray.scores.table import measurement_of
 from vrray.specs import SweepSpec
 from vrray.store import Store
 from vrray.sweep.jobs import VariantsJob
+from vrray.sweep.leaks import FILE as LEAKS
+from vrray.sweep.leaks import Leaks, sweep_leaks, training_of
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.table import baselines, choose, sweep_table
@@ -41,13 +43,15 @@ def run_sweep(spec: SweepSpec) -> None:
     """
     began = time.monotonic()
     with open_session(spec) as session:
+        leaks = sweep_leaks(session.store, session.prepared)
+        session.progress.say(leaks.text())
         session = session.started()
         trials, failures = session.run_trials()
         table = sweep_table(session.store, session.prepared, trials, failures)
         _score_held_out(session, table)
     table = sweep_table(session.store, session.prepared, trials, failures)
     seconds = time.monotonic() - began
-    _write(session.store, session.prepared, table, seconds)
+    _write(session.store, session.prepared, table, leaks, seconds)
     if not choose(table):
         raise TrainingError(f"no trial finished: {'; '.join(sorted(set(failures.values()))) or 'none ran'}")
     print(f"report: {session.store.location('sweeps', spec.name, 'report.md')} ({seconds:.0f} s)", flush=True)
@@ -72,23 +76,27 @@ def _score_held_out(session: Session, table: pa.Table) -> None:
         progress.say(f"held-out scores failed, the table goes without them: {error}")
 
 
-def _write(store: Store, prepared: Prepared, table: pa.Table, seconds: float) -> None:
+def _write(store: Store, prepared: Prepared, table: pa.Table, leaks: Leaks, seconds: float) -> None:
     folder = f"sweeps/{prepared.spec.name}"
     spec = prepared.spec
     context = describe_run(prepared) | {
         "tasks": f"{', '.join(spec.tasks)}; {spec.examples} examples of each task and split",
         "pruning": f"{', '.join(map(str, spec.prune))} layers by {', '.join(spec.rankings)}; {spec.protect} protected",
+        "image leaks": f"{leaks.text()} (every pair is listed in {LEAKS})",
         "wall time": f"{seconds:.0f} s (what the store already held was reused)",
     }
     for name, data in draw_figures(table).items():
         store.write_bytes(f"{folder}/figures/{name}", data)
     asked = _asked(store, prepared)
     store.write_text(f"{folder}/report.md", render_report(table, context, asked))
+    store.write_table(f"{folder}/{LEAKS}", leaks.pairs)
     about = {
         "context": context,
         "base": prepared.site.base,
         "template": prepared.template,
         "tasks": asked,
+        "training": training_of(prepared).to_json(),
+        "leaks": leaks.to_json(),
         "scores": _ranking_scores(store, prepared, table),
     }
     store.write_text(f"{folder}/sweep.json", json.dumps(about, indent=1))
