@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: sweep test check bench bench-train bench-data bench-layers bench-search clean
+.PHONY: sweep test check bench bench-train bench-data bench-layers bench-search bench-eval clean
 
 sweep: $(INSTALLED)
 	$(BIN)/python jobs/sweep.py $(ARGS)
@@ -21,7 +21,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-train bench-data bench-layers bench-search
+bench: bench-train bench-data bench-layers bench-search bench-eval
 
 bench-train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.training $(ARGS)
@@ -32,6 +32,9 @@ bench-data: $(INSTALLED)
 bench-layers: $(INSTALLED)
 	$(BIN)/python -m benchmarks.scores $(ARGS)
 	$(BIN)/python -m benchmarks.decoder
+
+bench-eval: $(INSTALLED)
+	$(BIN)/python -m benchmarks.evaluation $(ARGS)
 
 bench-search: $(INSTALLED)
 	$(BIN)/python -m benchmarks.search $(ARGS)
