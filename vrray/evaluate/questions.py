@@ -32,6 +32,7 @@ class AskedTask:
         images: the folder that image names start from; None for a task without images.
         needs_images: whether a question without an image lacks it.
         method: answers are generated greedily, or the likeliest option is chosen.
+        unusable: why images that came inside the benchmark's files cannot be used, by name.
         image_hashes: of the images that can be used, by name; those of a visual task that are absent cannot.
         problems: why questions cannot be asked, by their place.
     """
@@ -45,6 +46,7 @@ class AskedTask:
     method: Method = "generate"
     max_new_tokens: int = MAX_NEW_TOKENS
     needs_images: bool = False
+    unusable: dict[str, str] = field(default_factory=dict, hash=False)
     image_hashes: dict[str, str] = field(default_factory=dict, hash=False)
     problems: dict[int, str] = field(default_factory=dict, hash=False)
 
