@@ -148,6 +148,14 @@ class Store:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
+    def files_at(self, kind: str, key: str) -> str:
+        """The path or URI of the folder of a complete artefact's files, for readers on any node.
+
+        Raises:
+            StoreError: there is no complete artefact.
+        """
+        return self.location(kind, key, str(self._marker(kind, key)["attempt"]))
+
     def location(self, *names: str) -> str:
         """The path or URI of something below the store's root; what follows a `?` in the root's URI is kept."""
         root, separator, query = self.uri.partition("?")

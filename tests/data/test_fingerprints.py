@@ -102,10 +102,11 @@ def test_distances_are_those_of_a_plain_search(monkeypatch: pytest.MonkeyPatch) 
     generator = np.random.default_rng(3)
     centres = generator.integers(40, 216, (12, BYTES))
     asked, known = (
-        np.clip(centres[generator.integers(0, 12, count)] + generator.normal(0, 8, (count, BYTES)), 0, 255)
+        np.clip(centres[generator.integers(0, 12, count)] + generator.normal(0, 8, (count, BYTES)), 0, 255).astype(
+            np.uint8
+        )
         for count in (57, 230)
     )
-    asked, known = asked.astype(np.uint8), known.astype(np.uint8)
     differences = asked[:, None].astype(float) - known[None]
     distances = np.sqrt((differences**2).mean(axis=-1))
     nearest = np.argsort(distances, axis=1)[:, :NEAREST]

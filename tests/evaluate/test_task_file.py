@@ -12,6 +12,7 @@ import yaml
 from vrray.errors import DataError, SpecError, VrrayError
 from vrray.evaluate.questions import LETTER, SHORT, AskedTask, score_answers
 from vrray.evaluate.task_file import read_tasks
+from vrray.store import Store
 
 
 def record(question: str, answer: str, **fields: Any) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def write(folder: Path, entry: Any, records: list[dict[str, Any]] | None = None)
 
 
 def read(*names: str, limit: int | None = None, short_answers: bool = True) -> tuple[AskedTask, ...]:
-    return read_tasks(names, split="test", limit=limit, short_answers=short_answers)
+    store = Store(Path(names[0]).parent / "store")
+    return read_tasks(names, split="test", limit=limit, short_answers=short_answers, store=store)
 
 
 SCORERS = Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "scorers"

@@ -35,6 +35,7 @@ class AskedTask:
         needs_images: whether a question without an image lacks it.
         replies: what is chosen from, where the method is to choose; the letters of a question's own options otherwise.
         split: what the figures are good for: choosing between variants, or reporting (DESIGN 9).
+        unusable: why images that came inside the benchmark's files cannot be used, by name.
         image_hashes: of the images that can be used, by name; those of a visual task that are absent cannot.
         problems: why questions cannot be asked, by their place.
     """
@@ -50,6 +51,7 @@ class AskedTask:
     needs_images: bool = False
     replies: tuple[str, ...] = ()
     split: Split = "test"
+    unusable: dict[str, str] = field(default_factory=dict, hash=False)
     image_hashes: dict[str, str] = field(default_factory=dict, hash=False)
     problems: dict[int, str] = field(default_factory=dict, hash=False)
 

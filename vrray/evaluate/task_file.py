@@ -18,10 +18,12 @@ from vrray.errors import DataError, SpecError
 from vrray.evaluate.benchmarks.files import Row
 from vrray.evaluate.benchmarks.question import Question
 from vrray.evaluate.benchmarks.registry import find_benchmark
+from vrray.evaluate.embedded import embedded_images
 from vrray.evaluate.metrics import CHOICE_LETTERS
 from vrray.evaluate.questions import AskedTask, benchmark_prompt, needs_images, replies_to, with_instruction
 from vrray.home import vrray_home
 from vrray.specs import NAME, Frozen
+from vrray.store import Store
 
 MAX_NEW_TOKENS = 32  # longer than the answers that these benchmarks expect; a model that stops by itself takes fewer
 _YAML = (".yaml", ".yml")
@@ -34,7 +36,9 @@ class TaskSpec(Frozen):
     benchmark: str | None = Field(None, description="name of a benchmark, as `vrray grade --task` knows it")
     annotations: Path | None = Field(None, description="the benchmark's own file or folder")
     data: Path | None = Field(None, description="LLaVA JSON or JSONL, a question and its answer a record")
-    images: Path | None = Field(None, description="the folder that image names start from")
+    images: Path | None = Field(
+        None, description="the folder that image names start from [images inside the annotations]"
+    )
     metric: Literal["exact", "contains", "vqa", "anls", "relaxed", "choice", "f1"] | None = Field(
         None, description="how answers to `data` are scored"
     )
@@ -59,13 +63,16 @@ class TaskSpec(Frozen):
         return self
 
 
-def read_tasks(names: Sequence[str], *, split: Split, limit: int | None, short_answers: bool) -> tuple[AskedTask, ...]:
+def read_tasks(
+    names: Sequence[str], *, split: Split, limit: int | None, short_answers: bool, store: Store
+) -> tuple[AskedTask, ...]:
     """The tasks of names and files, in their order.
 
     Args:
         split: of the demo's tasks.
         limit: questions of each task at most, where its entry has no limit of its own.
         short_answers: ask benchmarks' questions with the instruction that fits them.
+        store: gets the images that come inside a benchmark's files.
 
     Raises:
         SpecError: a name is unknown or stands twice, or a file or one of its entries is wrong.
@@ -74,7 +81,7 @@ def read_tasks(names: Sequence[str], *, split: Split, limit: int | None, short_a
     tasks: list[AskedTask] = []
     for name in names:
         if name.endswith(_YAML):
-            tasks += [_load(entry, limit, short_answers) for entry in _read_file(Path(name))]
+            tasks += [_load(entry, limit, short_answers, store) for entry in _read_file(Path(name))]
         elif name in TASKS:
             tasks.append(_demo_task(name, split, limit))
         else:
@@ -125,8 +132,8 @@ def _demo_task(name: str, split: Split, limit: int | None) -> AskedTask:
     )
 
 
-def _load(spec: TaskSpec, limit: int | None, short_answers: bool) -> AskedTask:
-    task = _own_task(spec) if spec.benchmark is None else _benchmark_task(spec, short_answers)
+def _load(spec: TaskSpec, limit: int | None, short_answers: bool, store: Store) -> AskedTask:
+    task = _own_task(spec) if spec.benchmark is None else _benchmark_task(spec, short_answers, store)
     if not task.questions:
         raise DataError(f"task {task.name!r} has no questions; give data with at least one")
     if task.is_visual and task.images is None:
@@ -144,11 +151,16 @@ def _load(spec: TaskSpec, limit: int | None, short_answers: bool) -> AskedTask:
     )
 
 
-def _benchmark_task(spec: TaskSpec, short_answers: bool) -> AskedTask:
+def _benchmark_task(spec: TaskSpec, short_answers: bool, store: Store) -> AskedTask:
     assert spec.benchmark is not None and spec.annotations is not None
     benchmark = find_benchmark(spec.benchmark)
+    questions = list(benchmark.read(spec.annotations))
+    images, unusable = None if spec.images is None else str(spec.images), {}
+    if spec.images is None and (found := embedded_images(store, benchmark, spec.annotations)):
+        images, unusable = found.root, found.problems
+        questions = [replace(q, image=name) for q, name in zip(questions, found.names, strict=True)]
     # Of GQA only the balanced questions are scored.
-    questions = [q for q in benchmark.read(spec.annotations) if q.labels.get("balanced", "yes") == "yes"]
+    questions = [q for q in questions if q.labels.get("balanced", "yes") == "yes"]
     if silent := [question.id for question in questions if not question.question.strip()]:
         raise DataError(
             f"{spec.annotations}: has no text for question {shown(silent[0])}; put the benchmark's file of questions "
@@ -161,12 +173,13 @@ def _benchmark_task(spec: TaskSpec, short_answers: bool) -> AskedTask:
         official=True,
         questions=tuple(questions),
         prompts=tuple(benchmark_prompt(benchmark, question, instruction) for question in questions),
-        images=None if spec.images is None else str(spec.images),
+        images=images,
         max_new_tokens=spec.max_new_tokens,
         method=spec.method,
         needs_images=needs_images(benchmark),
         replies=replies_to(benchmark),
         split=spec.split,
+        unusable=unusable,
     )
 
 

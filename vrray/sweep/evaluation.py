@@ -81,7 +81,7 @@ def prepare_evaluation(spec: EvaluateSpec, *, gpu: bool) -> Evaluation:
     store = Store(spec.storage)
     model, variants, ceilings = _of_model(spec.model) if spec.model is not None else _of_sweep(spec, store)
     path = resolve_model(model)
-    tasks = read_tasks(spec.tasks, split=spec.split, limit=spec.limit, short_answers=spec.short_answers)
+    tasks = read_tasks(spec.tasks, split=spec.split, limit=spec.limit, short_answers=spec.short_answers, store=store)
     images = Images({task.name: task.images for task in tasks if task.images is not None})
     opened: dict[str, Opened] = {}
     tasks = tuple(with_images(task, images, opened) for task in tasks)
@@ -145,7 +145,7 @@ def with_images(task: AskedTask, images: Images, opened: dict[str, Opened] | Non
     """
     names = list(dict.fromkeys(q.image for q in task.questions if q.image is not None))
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = dict(zip(names, pool.map(lambda name: _look(images, f"{task.name}:{name}"), names), strict=True))
+        found = dict(zip(names, pool.map(lambda name: _look(images, task, name), names), strict=True))
     problems = {}
     for place, question in enumerate(task.questions):
         if question.image is None and task.needs_images:
@@ -160,8 +160,11 @@ def with_images(task: AskedTask, images: Images, opened: dict[str, Opened] | Non
     return replace(task, image_hashes={name: known.hash for name, known in usable.items()}, problems=problems)
 
 
-def _look(images: Images, name: str) -> Opened | DataError:
+def _look(images: Images, task: AskedTask, image: str) -> Opened | DataError:
     """What is kept of an image, or what is wrong with it."""
+    if image in task.unusable:
+        return DataError(task.unusable[image])
+    name = f"{task.name}:{image}"
     try:
         return examine(images.read(name), name)
     except DataError as error:

@@ -55,7 +55,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class TaskLeaks:
-    """How many of a task's distinct images are training images, and how many of its questions are about those."""
+    """How many of a task's distinct images are training images, and of its questions are about those."""
 
     task: str
     split: str
@@ -63,7 +63,7 @@ class TaskLeaks:
     leaked: int
     exact: int
     questions: int
-    asked: int
+    leaked_questions: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ class Leaks:
 
     def text(self) -> str:
         """The counts in one line."""
-        said = "; ".join(_said(leaks, first=not place) for place, leaks in enumerate(self.tasks))
+        names = dict.fromkeys(leaks.task for leaks in self.tasks)
+        tasks = [_sum([leaks for leaks in self.tasks if leaks.task == name]) for name in names]
+        said = "; ".join(_said(leaks, first=not place) for place, leaks in enumerate(tasks))
         more = f"; {self.uncompared} pairs of alike images could not be compared" if self.uncompared else ""
         return (said or "no task has images") + more
 
@@ -154,17 +156,24 @@ def _count(group: Asked, opened: Mapping[str, Opened], rows: Sequence[Mapping[st
     own = _of_group(group, rows)
     leaked = {row["image"] for row in own}
     exact = {row["image"] for row in own if row["match"] == "exact"}
-    asked = sum(name in leaked for name in group.images)
-    return TaskLeaks(group.task, group.split, len(names), len(leaked), len(exact), len(group.images), asked)
+    about = sum(name in leaked for name in group.images)
+    return TaskLeaks(group.task, group.split, len(names), len(leaked), len(exact), len(group.images), about)
+
+
+def _sum(splits: Sequence[TaskLeaks]) -> TaskLeaks:
+    """The counts of a task's splits together, whose images are different ones."""
+    counts = ("images", "leaked", "exact", "questions", "leaked_questions")
+    return TaskLeaks(splits[0].task, "", **{name: sum(getattr(leaks, name) for leaks in splits) for name in counts})
 
 
 def _said(leaks: TaskLeaks, *, first: bool) -> str:
-    name = f"{leaks.task} ({leaks.split})" if leaks.split else leaks.task
-    text = f"{name}: {leaks.leaked} of {leaks.images}" + (" images are also in the training data" if first else "")
+    text = f"{leaks.task}: {leaks.leaked} of {leaks.images}" + (
+        " images are also in the training data" if first else ""
+    )
     if not leaks.leaked:
         return text
     near = leaks.leaked - leaks.exact
-    return f"{text} ({leaks.exact} exactly, {near} nearly; {leaks.asked} of {leaks.questions} questions)"
+    return f"{text} ({leaks.exact} exactly, {near} nearly; {leaks.leaked_questions} of {leaks.questions} questions)"
 
 
 def _pairs(

@@ -33,11 +33,21 @@ _CHART_PARTS = ("test_human.json", "test_augmented.json")
 
 
 def _read_ai2d(path: Path) -> tuple[Question, ...]:
-    folder = path / "ai2d" if (path / "ai2d" / "questions").is_dir() else path
-    if (folder / "questions").is_dir():
-        return _read_ai2d_release(folder)
-    file = find_file(path, "*test*.parquet", "*.parquet", "*test*.json*", "*.json", "*.jsonl")
-    return tuple(_ai2d_question(row, number) for number, row in enumerate(read_table(file)))
+    files = _ai2d_files(path)
+    if not files:
+        return _read_ai2d_release(_release(path))
+    return tuple(_ai2d_question(row, number) for number, row in enumerate(read_table(files[0])))
+
+
+def _release(path: Path) -> Path:
+    return path / "ai2d" if (path / "ai2d" / "questions").is_dir() else path
+
+
+def _ai2d_files(path: Path) -> list[Path]:
+    """The file of the data set's rows; none for the release."""
+    if (_release(path) / "questions").is_dir():
+        return []
+    return [find_file(path, "*test*.parquet", "*.parquet", "*test*.json*", "*.json", "*.jsonl")]
 
 
 def _ai2d_question(row: Row, number: int) -> Question:
@@ -86,12 +96,14 @@ def _ai2d_release_questions(file: Path) -> list[Question]:
 
 
 def _read_chart_qa(path: Path) -> tuple[Question, ...]:
-    if path.is_dir() and all((path / part).is_file() for part in _CHART_PARTS):
-        rows = [(row, part.removesuffix(".json")) for part in _CHART_PARTS for row in read_table(path / part)]
-    else:
-        file = find_file(path, "*test*.parquet", "*.parquet", "*test*.json", "*.json", "*.jsonl")
-        rows = [(row, file.name.split(".")[0]) for row in read_table(file)]
+    rows = [(row, file.name.split(".")[0]) for file in _chart_files(path) for row in read_table(file)]
     return tuple(_chart_question(row, number, part) for number, (row, part) in enumerate(rows))
+
+
+def _chart_files(path: Path) -> list[Path]:
+    if path.is_dir() and all((path / part).is_file() for part in _CHART_PARTS):
+        return [path / part for part in _CHART_PARTS]
+    return [find_file(path, "*test*.parquet", "*.parquet", "*test*.json", "*.json", "*.jsonl")]
 
 
 def _chart_question(row: Row, number: int, part: str) -> Question:
@@ -164,6 +176,7 @@ AI2D = Benchmark(
     match=partial(_match, reference=_ai2d_reference),
     score=_score_ai2d,
     summarise=mean_summary,
+    holders=_ai2d_files,
     embedded=True,
 )
 CHARTQA = Benchmark(
@@ -175,5 +188,6 @@ CHARTQA = Benchmark(
     match=partial(_match, reference=lambda question: question.answers[0]),
     score=lambda question, prediction: relaxed_accuracy(prediction, question.answers[0]),
     summarise=lambda scored: mean_summary(scored, "category"),
+    holders=_chart_files,
     embedded=True,
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,23 +189,36 @@ def read_csv(path: Path, *, delimiter: str = ",", header: Sequence[str] | None =
     Raises:
         DataError: the file cannot be read, has no rows, or one has another number of cells than the header.
     """
-    limit = csv.field_size_limit(_CELL_BYTES)
-    try:
-        lines = list(csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter))
-    except csv.Error as error:
-        raise DataError(f"{path}: not CSV ({error}); give the benchmark's own file") from error
-    finally:
-        csv.field_size_limit(limit)
-    names, body = (header, lines) if header is not None else (lines[0] if lines else [], lines[1:])
-    rows = []
-    for number, cells in enumerate((line for line in body if line), start=1):
-        place = f"{path}, row {number}"
-        if len(cells) != len(names):
-            raise DataError(f"{place}: {len(cells)} cells where {len(names)} columns are; repair the row")
-        rows.append(Row(place, dict(zip(names, cells, strict=True))))
+    rows = list(iter_csv(path, delimiter=delimiter, header=header))
     if not rows:
         raise DataError(f"{path}: has no rows; give a file with at least one")
     return rows
+
+
+def iter_csv(path: Path, *, delimiter: str = ",", header: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows that `read_csv` gives, one at a time.
+
+    Raises:
+        DataError: as `read_csv`, but for a file without rows.
+    """
+    limit = csv.field_size_limit(_CELL_BYTES)
+    try:
+        with _reading(path), path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, delimiter=delimiter)
+            names = header if header is not None else next(lines, [])
+            for number, cells in enumerate((line for line in lines if line), start=1):
+                place = f"{path}, row {number}"
+                if len(cells) != len(names):
+                    raise DataError(f"{place}: {len(cells)} cells where {len(names)} columns are; repair the row")
+                yield Row(place, dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{path}: not CSV ({error}); give the benchmark's own file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: a byte soon after line {lines.line_num} is not UTF-8; save the file as UTF-8"
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -239,14 +252,20 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def _read_text(path: Path) -> str:
+    # newline="" keeps line ends inside quoted cells
     try:
-        # newline="" keeps line ends inside quoted cells
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with _reading(path), path.open(encoding="utf-8-sig", newline="") as file:
             return file.read()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the path") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; check the path") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a readable file") from error
 
@@ -267,8 +286,12 @@ def _read_parquet(path: Path) -> list[Row]:
 
 def _column(field: Any) -> str:
     """What to read of a column: all, or the name alone of an image that is embedded as {bytes, path}."""
-    fields = getattr(field.type, "names", None) or []
-    return f"{field.name}.path" if {"bytes", "path"} <= set(fields) else str(field.name)
+    return f"{field.name}.path" if is_picture(field) else str(field.name)
+
+
+def is_picture(field: Any) -> bool:
+    """Whether a column holds images as {bytes, path}."""
+    return {"bytes", "path"} <= set(getattr(field.type, "names", None) or [])
 
 
 def _kind(value: object) -> str:

@@ -34,10 +34,14 @@ _WORDS = re.compile(r"[a-z]+")
 
 
 def _read(path: Path) -> tuple[Question, ...]:
-    rows = read_table(find_file(path, "HallusionBench.json", "HallusionBench*.json", "*.parquet"))
+    rows = read_table(_file(path))
     questions = [_question(row) for row in rows]
     unique((question.id, row.place, None) for question, row in zip(questions, rows, strict=True))
     return tuple(questions)
+
+
+def _file(path: Path) -> Path:
+    return find_file(path, "HallusionBench.json", "HallusionBench*.json", "*.parquet")
 
 
 def _question(row: Row) -> Question:
@@ -145,4 +149,5 @@ HALLUSIONBENCH = Benchmark(
     match=_match,
     score=_score,
     summarise=_summarise,
+    holders=lambda path: [_file(path)],
 )

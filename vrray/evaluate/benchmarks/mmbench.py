@@ -15,7 +15,7 @@ from pathlib import Path
 from vrray.data.records import shown
 from vrray.errors import DataError
 from vrray.evaluate.benchmarks.choices import matched_option
-from vrray.evaluate.benchmarks.files import Row, find_file, read_csv
+from vrray.evaluate.benchmarks.files import Row, find_file, iter_csv
 from vrray.evaluate.benchmarks.predictions import match_rows, read_predictions, take_text
 from vrray.evaluate.benchmarks.question import (
     LETTERS,
@@ -40,7 +40,16 @@ def _read(path: Path) -> tuple[Question, ...]:
 
 
 def _read_rows(path: Path) -> list[Row]:
-    return read_csv(find_file(path, "mmbench_dev*.tsv", "*dev*.tsv", "*.tsv"), delimiter="\t")
+    """The rows without their images, which are most of the file."""
+    rows = iter_csv(_file(path), delimiter="\t")
+    found = [Row(row.place, {name: cell for name, cell in row.values.items() if name != "image"}) for row in rows]
+    if not found:
+        raise DataError(f"{path}: has no rows; give a file with at least one")
+    return found
+
+
+def _file(path: Path) -> Path:
+    return find_file(path, "mmbench_dev*.tsv", "*dev*.tsv", "*.tsv")
 
 
 def _question(row: Row) -> Question:
@@ -151,4 +160,5 @@ MMBENCH = Benchmark(
     match=_match,
     score=_score,
     summarise=_summarise,
+    holders=lambda path: [_file(path)],
 )

@@ -53,17 +53,21 @@ _NUMBERS = (
 
 
 def _read(path: Path) -> tuple[Question, ...]:
-    if path.is_dir() and (parts := sorted(path.rglob("validation-*.parquet"))):
-        return tuple(_question(row) for part in parts for row in read_table(part))
-    file = find_file(path, "answer_dict_val.json", "answer_dict*.json", "*.parquet")
-    if file.suffix == ".parquet":
-        return tuple(_question(row) for row in read_table(file))
+    files = _files(path)
+    if files[0].suffix == ".parquet":
+        return tuple(_question(row) for file in files for row in read_table(file))
+    (file,) = files
     whole = read_json(file)
     if isinstance(whole, dict) and not any(name in whole for name in IDS):
         return tuple(
             _answer_question(key, to_row(value, f"{file}, question {shown(key)}")) for key, value in whole.items()
         )
     return tuple(_question(row) for row in rows_of(whole, file))
+
+
+def _files(path: Path) -> list[Path]:
+    parts = sorted(path.rglob("validation-*.parquet")) if path.is_dir() else []
+    return parts or [find_file(path, "answer_dict_val.json", "answer_dict*.json", "*.parquet")]
 
 
 def _answer_question(key: str, row: Row) -> Question:
@@ -193,4 +197,5 @@ MMMU = Benchmark(
     score=_score,
     summarise=_summarise,
     clean=clean_response,
+    holders=_files,
 )

@@ -68,6 +68,8 @@ class Benchmark:
         score: of one question and its prediction, 0 to 1.
         summarise: the benchmark's figures over scored questions; those without a prediction have the score 0.
         clean: a model's text as the benchmark's script turns it into a prediction, before it is scored.
+        holders: the files of an annotation path of which `read` makes every row a question, in this order; their rows
+            may hold the images, too.
         embedded: whether files of predictions hold the reference answers, so that no annotations are needed.
     """
 
@@ -79,6 +81,7 @@ class Benchmark:
     score: Callable[[Question, str], float]
     summarise: Callable[[Sequence[Scored]], Summary]
     clean: Callable[[Question, str], str] = lambda _, text: text
+    holders: Callable[[Path], Sequence[Path]] = lambda _: ()
     embedded: bool = False
 
     def score_text(self, question: Question, text: str) -> float:
