@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
@@ -138,6 +139,7 @@ def _context(evaluation: Evaluation) -> Mapping[str, str]:
         **({"sweep": f"{spec.sweep} in {evaluation.store.uri}"} if spec.sweep else {}),
         "template": evaluation.template,
         "precision": str(evaluation.precision),
+        **({"engine": f"vllm {version('vllm')}"} if spec.engine == "vllm" else {}),
         "command": spec.command(),
         **describe_machine("vrray", "ray", "torch", "transformers"),
     }
