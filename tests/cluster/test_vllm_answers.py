@@ -76,6 +76,7 @@ def evaluation(tiny_model: Path, tmp_path: Path) -> Evaluation:
 def stand_in(image_tokens: int) -> Any:
     """A stage that answers as vLLM would; a local class, so that it travels to the workers by value."""
     from ray.llm._internal.batch.stages.base import StatefulStageUDF
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     class Engine(StatefulStageUDF):  # type: ignore[misc]
         def __init__(
@@ -83,7 +84,9 @@ def stand_in(image_tokens: int) -> Any:
         ) -> None:
             super().__init__(data_column, expected_input_keys)
             assert engine_kwargs["dtype"] == "float32"
-            self.model, self.processor = load_model(Path(model)), load_processor(Path(model))
+            self.model = AutoModelForImageTextToText.from_pretrained(model).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(model)
+            self.image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
 
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
             for row in batch:
@@ -93,11 +96,11 @@ def stand_in(image_tokens: int) -> Any:
                     ids += [int(token)] * (image_tokens if token == image_id else 1)
                 if row["multimodal_data"] is not None:
                     image = row["multimodal_data"]["image"]
-                    pixels = self.processor.image_processor([image], return_tensors="pt")
+                    pixels = self.image_processor([image], return_tensors="pt")
                 out = self.model.generate(input_ids=torch.tensor([ids]), **pixels, max_new_tokens=6, do_sample=False)[
                     0, len(ids) :
                 ]
-                text = self.processor.tokenizer.decode(out, skip_special_tokens=True)
+                text = self.tokenizer.decode(out, skip_special_tokens=True)
                 yield {self.IDX_IN_BATCH_COLUMN: row[self.IDX_IN_BATCH_COLUMN], "generated_text": text}
 
     return Engine

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from transformers import AutoConfig
 
 from vrray.data.encode import encode_prompt
-from vrray.data.images import Images
 from vrray.data.tasks import Example
 from vrray.errors import ClusterError, DataError, SpecError, TrainingError
 from vrray.exporting.run import export
@@ -28,6 +27,7 @@ from vrray.exporting.spec import ExportSpec
 from vrray.models.loading import load_processor
 from vrray.sweep.answers import ANSWERS, FILE, Answer, Part, Variant
 from vrray.sweep.evaluation import Evaluation
+from vrray.sweep.vllm_rows import Request, reply
 
 _SCHEMA = pa.schema([("prediction", pa.string()), ("problem", pa.string())])
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -128,15 +128,16 @@ def _answer(evaluation: Evaluation, folder: Path, parts: Sequence[Part], engines
         detokenize_stage=False,
         log_engine_metrics=False,
     )
-    processor = llm.build_processor(config, preprocess=_Request(evaluation.images), postprocess=_reply)
+    processor = llm.build_processor(config, preprocess=Request(evaluation.images), postprocess=reply)
     try:
-        for reply in processor(ray.data.from_items(rows)).iter_rows():
-            part, found = parts[reply["part"]], answers[reply["part"]]
-            found[reply["place"]] = Answer(reply["text"].strip())
+        for said in processor(ray.data.from_items(rows)).iter_rows():
+            part, found = parts[said["part"]], answers[said["part"]]
+            found[said["place"]] = Answer(said["text"].strip())
             if len(found) == len(part.examples):
                 _put(evaluation, part, found)
     except ray.exceptions.RayError as error:
-        raise TrainingError(f"vLLM could not answer with {folder.name}: {error}") from error
+        reason = str(error).strip().splitlines()[-1]  # what stands above is where in Ray it happened
+        raise TrainingError(f"vLLM could not answer with {folder.name}: {reason}") from error
 
 
 @dataclass(frozen=True)
@@ -164,23 +165,6 @@ class _Prompts:
                 f"the model reads {self.most}"
             )
         return ids
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What a row of Ray Data asks vLLM: greedily, with its image as vrray opens it."""
-
-    images: Images
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "sampling_params": {"temperature": 0.0, "max_tokens": int(row["max_tokens"])},
-            "multimodal_data": {"image": self.images.open(row["image"])} if row["image"] else None,
-        }
-
-
-def _reply(row: dict[str, Any]) -> dict[str, Any]:
-    return {"part": int(row["part"]), "place": int(row["place"]), "text": row["generated_text"]}
 
 
 def _put(evaluation: Evaluation, part: Part, answers: dict[int, Answer]) -> None:
