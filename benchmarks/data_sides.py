@@ -78,8 +78,8 @@ def theirs_again(work: Work) -> dict[str, Any]:
 
 
 def _map(work: Work) -> Any:
-    from datasets import Features, List, Value, load_dataset  # type: ignore[import-untyped]
-    from datasets.utils.logging import disable_progress_bar  # type: ignore[import-untyped]
+    from datasets import Features, List, Value, load_dataset
+    from datasets.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     columns = {

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vrray.job import exit_status
 
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_convert(commands)
     _add_grade(commands)
+    _add_lm_eval(commands)
     _add_plan(commands)
     _add_export(commands)
     options = parser.parse_args(arguments)
@@ -62,6 +64,29 @@ def _grade(options: argparse.Namespace) -> None:
     from vrray.evaluate.grade import grade
 
     print(json.dumps(grade(options.task, options.predictions, options.annotations).to_json(), allow_nan=False))
+
+
+def _add_lm_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from vrray.evaluate.harness import HarnessSpec
+
+    text = "Tasks of lm-evaluation-harness, asked of a model's decoder by the harness itself; prints one JSON object."
+    parser = commands.add_parser("lm-eval", help=text, description=text, allow_abbrev=False)
+    for name, field in HarnessSpec.model_fields.items():
+        options: dict[str, Any] = {"help": field.description, "default": None, "required": field.is_required()}
+        if field.annotation is bool:
+            options |= {"action": "store_true"}
+        else:
+            options |= {"metavar": "VALUE", "nargs": "+" if name == "tasks" else None}
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    parser.set_defaults(run=_lm_eval)
+
+
+def _lm_eval(options: argparse.Namespace) -> None:
+    from vrray.evaluate.harness import HarnessSpec, run_harness
+
+    given = {name: getattr(options, name) for name in HarnessSpec.model_fields}
+    spec = HarnessSpec.parse({name: value for name, value in given.items() if value is not None})
+    print(json.dumps(run_harness(spec)))
 
 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -432,6 +432,9 @@ class EvaluateSpec(Frozen):
     blind: bool = Field(True, description="ask visual tasks a second time without their images")
     short_answers: bool = Field(True, description="ask benchmarks' questions for a word, a phrase or a letter")
     batch: int = Field(32, ge=1, description="questions that a worker answers at once")
+    engine: Literal["vrray", "vllm"] = Field(
+        "vrray", description="what generates answers: vrray's worker groups, or vLLM on every GPU (extra vllm)"
+    )
     template: Literal["auto", "chat", "llama", "phi3", "vicuna_v1", "bunny"] = _of_run("template")
     precision: Literal["auto", "bf16", "fp32"] = _of_run("precision")
     features: Literal["auto", "cache", "live"] = _of_run("features")

@@ -146,7 +146,7 @@ def test_an_evaluation_of_a_sweep_knows_what_was_trained_on(
 ) -> None:
     about: dict[str, Any] = {"context": {"model": str(tiny_model)}, "training": training_of(plan).to_json()}
     store.write_text("sweeps/where/sweep.json", json.dumps(about))
-    row = {"variant": "all", "status": "complete", "key": "k1", "removed_layers": []}
+    row = {"variant": "all", "placement": "all", "seed": 0, "status": "complete", "key": "k1", "removed_layers": []}
     store.write_table("sweeps/where/table.parquet", pa.Table.from_pylist([row]))
     trained = trained_images(store, plan.data.key).names[:2]
     said = [{"from": "human", "value": "<image>\nWhich?"}, {"from": "gpt", "value": "red"}]

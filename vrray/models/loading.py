@@ -71,7 +71,8 @@ def resolve_model(model: str) -> Path:
     """The local directory of a preset (built, downloaded or converted on first use), a model directory, or a hub id.
 
     Raises:
-        ModelError: there is no such model, or its family is not supported, or it cannot be downloaded.
+        ModelError: there is no such model, or its family is not supported, or it cannot be downloaded, or its LoRA
+            adapters lie apart.
     """
     preset = named_preset(model)
     if preset is not None:
@@ -79,9 +80,18 @@ def resolve_model(model: str) -> Path:
     if (Path(model).expanduser() / "config.json").is_file():
         path = Path(model).expanduser().resolve()
         _check_family(path, str(path))
+        _check_merged(path)
         return path
     _check_name(model)
     return _hub_directory(model)
+
+
+def _check_merged(path: Path) -> None:
+    """Refuse a variant that `vrray export` wrote without merging its adapters."""
+    if (path / "adapter").is_dir():
+        raise ModelError(
+            f"{path} keeps its LoRA adapters apart, so its weights alone are half tuned; export it with --merge-lora"
+        )
 
 
 def model_config(model: str) -> PreTrainedConfig:

@@ -6,11 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from vrray.data.tasks import Example
@@ -19,13 +16,11 @@ from vrray.models.loading import decoder_layers
 from vrray.pruning import pruned
 from vrray.region import Region
 from vrray.store import Store
-from vrray.sweep.answers import ANSWERS, FILE, Answer, AnswersJob, Part, Variant
+from vrray.sweep.answers import ANSWERS, Answer, AnswersJob, Part, Variant, put_answers
 from vrray.sweep.work import agreed
 from vrray.train.desk import Report
 from vrray.train.workspace import Workspace
 from vrray.variant import applied, load_delta
-
-_SCHEMA = pa.schema([("prediction", pa.string()), ("problem", pa.string()), ("latency_ms", pa.float64())])
 
 
 def answer_parts(workspace: Workspace, job: AnswersJob, report: Report) -> None:
@@ -66,13 +61,7 @@ def _answer(workspace: Workspace, part: Part, batch: int) -> None:
     dist.all_gather_object(everyone, mine)
     if workspace.rank == 0:
         answers = [answer for _, answer in sorted((pair for each in everyone for pair in each), key=lambda p: p[0])]
-        table = pa.Table.from_pylist([vars(answer) for answer in answers], _SCHEMA)
-
-        def write(folder: Path) -> None:
-            pq.write_table(table, folder / FILE)
-
-        info = {"variant": part.variant.name, "task": part.task, "blind": part.blind, "questions": len(answers)}
-        workspace.store.put(ANSWERS, part.key, write, info)
+        put_answers(workspace.store, part, answers)
     dist.barrier()
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vrray.data.chunks import FeatureChunk
 from vrray.data.images import Images
@@ -15,6 +19,7 @@ from vrray.train.desk import Report
 ANSWERS = "answers"
 PART = 64  # questions of one artefact: what an interruption can cost
 FILE = "answers.parquet"
+_SCHEMA = pa.schema([("prediction", pa.string()), ("problem", pa.string()), ("latency_ms", pa.float64())])
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,13 @@ def read_answers(store: Store, part: Part) -> list[Answer]:
     """The answers to a part's questions, in their order."""
     with store.open(ANSWERS, part.key) as folder:
         return [Answer(**row) for row in read_parquet(folder / FILE).to_pylist()]
+
+
+def put_answers(store: Store, part: Part, answers: Sequence[Answer]) -> None:
+    """Store the answers to a part's questions, in their order."""
+    table = pa.Table.from_pylist([vars(answer) for answer in answers], _SCHEMA)
+    info = {"variant": part.variant.name, "task": part.task, "blind": part.blind, "questions": len(answers)}
+    store.put(ANSWERS, part.key, lambda folder: pq.write_table(table, folder / FILE), info)
 
 
 @dataclass(frozen=True)

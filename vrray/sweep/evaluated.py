@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
@@ -164,6 +165,7 @@ def _context(evaluation: Evaluation) -> Mapping[str, str]:
         "image leaks": evaluation.leaks_text(),
         "template": evaluation.template,
         "precision": str(evaluation.precision),
+        **({"engine": f"vllm {version('vllm')}"} if spec.engine == "vllm" else {}),
         "command": spec.command(),
         **describe_machine("vrray", "ray", "torch", "transformers"),
     }

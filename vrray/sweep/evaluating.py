@@ -15,6 +15,7 @@ from vrray.sweep.evaluated import FOLDER, write_results
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation
 from vrray.sweep.jobs import FeaturesJob
 from vrray.sweep.leaks import FILE as LEAKS
+from vrray.sweep.vllm_answers import answer_with_vllm, check_available, check_servable
 from vrray.train.desk import Setup, follow
 from vrray.train.group import WorkerGroups
 from vrray.train.launch import Capacity
@@ -33,14 +34,21 @@ def run_evaluation(spec: EvaluateSpec) -> None:
     """
     run, capacity = spec.as_run(), Capacity.of_cluster()
     gpu = capacity.uses_gpus(run)
+    if spec.engine == "vllm":
+        check_available(gpu=gpu)
     capacity.trials_at_once(run)  # refuses a cluster that is too small before anything is prepared
     evaluation = prepare_evaluation(spec, gpu=gpu)
     if evaluation.leaks is not None:
         _say(evaluation.leaks.text())
+    if spec.engine == "vllm":
+        check_servable(evaluation)
     parts = evaluation.all_parts()
     missing = [part for part in _distinct(parts) if not evaluation.store.has(ANSWERS, part.key)]
     asked = sum(len(part.examples) for part in parts)
     _say(f"{asked} questions to ask, {sum(len(part.examples) for part in missing)} without an answer in the store")
+    if spec.engine == "vllm":
+        answer_with_vllm(evaluation, [part for part in missing if part.method == "generate"], int(capacity.gpus))
+        missing = [part for part in missing if part.method != "generate"]  # these choose among options
     if missing:
         weights = evaluation.shape.total * _BYTES[evaluation.precision]
         groups = min(capacity.trials_at_once(run, weights), len(missing))

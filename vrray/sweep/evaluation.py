@@ -56,6 +56,8 @@ class Evaluation:
 
     def parts(self, variant: Variant, task: AskedTask, *, blind: bool) -> list[Part]:
         model = {"base": self.base, "template": self.template, "precision": self.precision}
+        if self.spec.engine != "vrray" and task.method == "generate":
+            model["engine"] = self.spec.engine  # it rounds in its own way, so its answers are kept apart
         return cut_parts(variant, task, model, blind=blind)
 
     def all_parts(self) -> list[Part]:
