@@ -12,8 +12,17 @@ import pytest
 from tiny import IMAGE_TOKENS, RemoteStore, draw_photos
 
 from vrray.data.held_out import held_out_tasks
-from vrray.data.images import Images
-from vrray.data.ingest import BLOCK_ROWS, Ingested, candidates_in, image_hashes, ingest, with_embedded
+from vrray.data.images import Images, examine
+from vrray.data.ingest import (
+    BLOCK_ROWS,
+    Ingested,
+    all_images,
+    candidates_in,
+    image_hashes,
+    ingest,
+    trained_images,
+    with_embedded,
+)
 from vrray.data.ingest_block import PART, Choice, RowSpec, Source
 from vrray.data.rows import KIND, Rows
 from vrray.errors import DataError
@@ -308,3 +317,26 @@ def test_weights_that_leave_no_row_are_refused(
     source = replace(write(tmp_path / "a.jsonl", [record(n, photos[n]) for n in range(4)]), weight=0.1)
     with pytest.raises(DataError, match="--data-weights leave none of the 4 training rows"):
         ingested(tmp_path, tiny_model, store, source)
+
+
+def test_fingerprints_are_kept_with_the_images(
+    tmp_path: Path, tiny_model: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vrray.data.ingest.BLOCK_ROWS", 15)  # two blocks, which share images
+    store = RemoteStore(tmp_path / "store")  # downloads go away, mappings stay
+    records = [record(n, name) for n, name in enumerate(photos + photos[:7])] + [record(99)]
+    source = write(tmp_path / "a.jsonl", records)
+    made = ingested(tmp_path, tiny_model, store, source, choice=Choice(held_out=5))
+    held = {c.image for c in candidates_in(store, made.key) if c.split != "train" and c.image}
+    trained = trained_images(store, made.key)
+    assert held and set(trained.names) == set(photos) - held
+    opened = {name: examine((tmp_path / "photos" / name).read_bytes(), name) for name in photos}
+    assert trained.hashes == [opened[name].hash for name in trained.names]
+    assert [row.tobytes() for row in trained.fingerprints] == [opened[name].fingerprint for name in trained.names]
+    assert all_images(store, made.key, {*held, "unknown.png"}) == {name: opened[name] for name in held}
+
+
+def test_texts_alone_have_no_fingerprints(tmp_path: Path, tiny_model: Path, store: Store) -> None:
+    made = ingested(tmp_path, tiny_model, store, write(tmp_path / "a.jsonl", [record(n) for n in range(3)]))
+    trained = trained_images(store, made.key)
+    assert (trained.names, trained.hashes, len(trained.fingerprints)) == ([], [], 0)

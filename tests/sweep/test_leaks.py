@@ -19,10 +19,11 @@ from vrray.data.ingest import trained_images
 from vrray.data.records import Record, Turn, write_records
 from vrray.specs import EvaluateSpec, SweepSpec
 from vrray.store import Store
-from vrray.sweep import leaks
+from vrray.sweep import leaks, run
 from vrray.sweep.evaluation import prepare_evaluation
 from vrray.sweep.leaks import Asked, Leaks, find_leaks, sweep_leaks, training_of, training_of_sweep
 from vrray.sweep.prepare import Prepared, prepare
+from vrray.sweep.table import sweep_table
 
 OPTIONS: dict[str, Any] = {
     "layers": [2],
@@ -97,6 +98,20 @@ def test_held_out_rows_are_compared_with_the_others(plan: Prepared, store: Store
         f"held-out: 2 of {len(held)} images are also in the training data (1 exactly, 1 near"
     )
     assert found.to_json()[0]["task"] == "held-out"
+
+
+def test_the_report_and_its_files_tell_of_them(plan: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "describe_machine", lambda *_: {"machine": "none"})
+    trials = [plan.space.trial(config) for config in plan.space.configs()]
+    table = sweep_table(store, plan, trials, {trial.key: "lost" for trial in trials})
+    found = sweep_leaks(store, plan)
+    run._write(store, plan, table, found, 1.0)
+    folder = f"sweeps/{plan.spec.name}"
+    assert f"held-out: 2 of {len(asked_in(plan))} images" in store.read_bytes(f"{folder}/report.md").decode()
+    assert store.read_table(f"{folder}/leaks.parquet").to_pylist() == found.pairs.to_pylist()
+    about = json.loads(store.read_bytes(f"{folder}/sweep.json"))
+    assert sum(task["leaked"] for task in about["leaks"]) == 2
+    assert training_of_sweep(store, plan.spec.name) == training_of(plan)
 
 
 def test_what_was_compared_is_not_compared_again(plan: Prepared, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
