@@ -52,9 +52,7 @@ def parse_auth(text: str) -> tuple[str, str]:
 
 def build_app(site: Site) -> gr.Blocks:
     """All pages on one site."""
-    with gr.Blocks(
-        title="vrray", analytics_enabled=False, delete_cache=_CACHE_SECONDS, elem_classes="v-app"
-    ) as app:
+    with gr.Blocks(title="vrray", analytics_enabled=False, delete_cache=_CACHE_SECONDS, elem_classes="v-app") as app:
         gr.HTML(
             tag("header", tag("h1", "vrray"), tag("p", f"store {shown_uri(site.store.uri)}"), cls="v-head"),
             apply_default_css=False,

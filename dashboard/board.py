@@ -73,7 +73,17 @@ class Board:
         ranked = order[complete[order] & np.isfinite(score[order])]
         placements = np.asarray(table["placement"].to_pylist(), dtype=object)
         places = {variant: place for place, variant in reversed(list(enumerate(variants)))}
-        return cls(table, ability, variants, placements, numbers, complete, _tied(table, ability, ranked, _best(ranked, placements)), ranked, places)
+        return cls(
+            table,
+            ability,
+            variants,
+            placements,
+            numbers,
+            complete,
+            _tied(table, ability, ranked, _best(ranked, placements)),
+            ranked,
+            places,
+        )
 
     @property
     def best(self) -> int | None:

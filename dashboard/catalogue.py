@@ -47,7 +47,9 @@ class Catalogue:
 
     def board(self, sweep: str) -> Board:
         """The table of a finished sweep, ready to be sorted and filtered."""
-        return self._cached(f"sweeps/{sweep}/table.parquet", "board", lambda data: Board.of(_table(data)), _finish(sweep))
+        return self._cached(
+            f"sweeps/{sweep}/table.parquet", "board", lambda data: Board.of(_table(data)), _finish(sweep)
+        )
 
     def table(self, sweep: str) -> pa.Table:
         """The rows of a finished sweep, a row a variant (vrray/sweep/table.py)."""
@@ -75,7 +77,7 @@ class Catalogue:
         return state
 
     def scores(self, name: str) -> tuple[dict[str, LayerScores], pa.Table]:
-        """Measured layer scores by name, and their rank correlations (`a`, `b`, `correlation`)."""
+        """Measured layer scores by name, and their rank correlations (`a`, `b`, `rank_correlation`)."""
         remedy = f"measure them with jobs/score_layers.py --name {name}"
         table, pairs = (
             self._cached(f"layer-scores/{name}/{file}.parquet", "table", _table, remedy)
@@ -131,7 +133,9 @@ class Catalogue:
         try:
             return self.store.names(folder)
         except OSError as error:
-            raise StoreError(f"{self.store.uri} cannot be read: {error}; check --store and its access rights") from error
+            raise StoreError(
+                f"{self.store.uri} cannot be read: {error}; check --store and its access rights"
+            ) from error
 
     def _stamp(self, sweep: str, file: str) -> int:
         found = self.store.stamp(f"sweeps/{sweep}/{file}")

@@ -45,8 +45,10 @@ class Axis:
     percent: bool = False
 
     @classmethod
-    def around(cls, values: Sequence[float], label: str, *, percent: bool = False, whole: bool = False) -> Axis:
-        """An axis with round ticks that holds all values."""
+    def around(
+        cls, values: Sequence[float], label: str, *, percent: bool = False, whole: bool = False, tight: bool = False
+    ) -> Axis:
+        """An axis with round ticks that holds all values; it begins and ends at ticks, or, `tight`, at values."""
         low, high = (min(values), max(values)) if values else (0.0, 1.0)
         if whole:
             high = max(high, low + 1)
@@ -56,6 +58,8 @@ class Axis:
         step = _round_step((high - low) / 4, whole)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         ticks = tuple(round(number * step, 10) for number in range(first, last + 1))
+        if tight:
+            return cls(low, high, tuple(tick for tick in ticks if low <= tick <= high), label, percent)
         return cls(ticks[0], ticks[-1], ticks, label, percent)
 
     def place(self, value: float) -> float:

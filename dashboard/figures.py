@@ -10,6 +10,7 @@ from dashboard.board import Board, Indices
 from dashboard.charts import COLORS, Axis, Line, Point, chart, key
 from dashboard.leaderboard import number
 from dashboard.markup import Markup, join, section, tag
+from vrray.report.canvas import shorten
 from vrray.report.rows import Row
 from vrray.scores.table import LayerScores, least_important_first
 
@@ -45,10 +46,14 @@ def scatter(board: Board, found: Indices, cost: str, chosen: str) -> Markup:
     stairs = Line("Pareto front", _stairs([(float(price[row]), float(score[row])) for row in front]), 7, dashed=True)
     x = Axis.around([point.x for point in points], COSTS[cost])
     y = Axis.around([point.y for point in points], f"{board.ability} score, fraction right (select split)")
-    less = "" if len(picked) == len(known) else f" {len(picked):,} of {len(known):,} are drawn, the whole front among them."
+    less = (
+        ""
+        if len(picked) == len(known)
+        else f" {len(picked):,} of {len(known):,} are drawn, the whole front among them."
+    )
     names = sorted({board.placements[row] for row in map(int, picked)})
     legend = key([(name, colors[name]) for name in names][:COLORS])
-    text = f"A point a variant; filled ones are on the Pareto front: none scores higher at no more cost. "
+    text = "A point a variant; filled ones are on the Pareto front: none scores higher at no more cost. "
     text += f"Click one to choose it. The untuned base is left out.{less}"
     return section(title, text, chart(title, x, y, [stairs], points, legend=False), legend)
 
@@ -81,7 +86,7 @@ def layer_map(board: Board, rows: Sequence[Row], scores: LayerScores | None, of:
         "div",
         *[
             tag("span", tag("i", text, cls=f"v-swatch-{kind}"), name)
-            for kind, text, name in (("t", "", "tuned"), ("k", "", "kept as it was"), ("x", "×", "removed"))
+            for kind, text, name in (("t", "", "tuned"), ("k", "", "kept as it was"), ("x", "✕", "removed"))
         ],
         cls="v-key",
     )
@@ -159,7 +164,7 @@ def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _map_line(board: Board, row: Row, depth: int, chosen: bool) -> Markup:
     tuned, removed = set(row.tuned), set(row.removed)
-    kinds = {(True, False): ("v-t", ""), (False, True): ("v-x", "×"), (True, True): ("v-tx", "×")}
+    kinds = {(True, False): ("v-t", ""), (False, True): ("v-x", "✕"), (True, True): ("v-tx", "✕")}
     cells = []
     for layer in range(depth):
         cls, text = kinds.get((layer in tuned, layer in removed), (None, ""))
@@ -167,7 +172,7 @@ def _map_line(board: Board, row: Row, depth: int, chosen: bool) -> Markup:
     score = row.visual if board.ability == "visual" else row.textual
     gone = f"removes {', '.join(map(str, row.removed))}" if row.removed else "removes none"
     says = f"{row.variant}: tunes {', '.join(map(str, row.tuned)) or 'none'}; {gone}"
-    name = tag("th", row.variant, scope="row", aria_label=says, title=row.variant)
+    name = tag("th", shorten(row.variant, 25), scope="row", aria_label=says, title=row.variant)
     value = tag("td", number(score.value if score else None), cls="v-num")
     return tag("tr", name, *cells, value, aria_selected=str(chosen).lower())
 

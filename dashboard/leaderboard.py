@@ -12,6 +12,7 @@ from dashboard.board import Board, Indices
 from dashboard.markup import Markup, join, section, tag
 from vrray.exporting.spec import ExportSpec
 from vrray.report.rows import Row, Score
+from vrray.report.text import DASH
 
 PAGE = 20  # variants at a time
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -83,7 +84,7 @@ def headline(board: Board) -> Markup:
     best = board.rows([board.best])[0]
     alike = [int(row) for row in board.ranked if board.tied[row] and board.placements[row] != "none"]
     sizes = board.numbers["parameters"]
-    small = min([*alike, board.best], key=lambda row: (math.inf if math.isnan(sizes[row]) else sizes[row]))
+    small = min([*alike, board.best], key=lambda row: math.inf if math.isnan(sizes[row]) else sizes[row])
     smallest = board.rows([small])[0]
     score = f"{board.ability} score {_scored(_score(best, board.ability))}"
     others = f"{len(alike)} of {len(board.ranked) - 1} others cannot be told apart from it"
@@ -152,15 +153,15 @@ def failures(board: Board, most: int = 12) -> Markup | None:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+    return DASH if value is None or math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def millions(value: float | None) -> str:
-    return "–" if value is None else f"{value / 1e6:,.1f}"
+    return DASH if value is None else f"{value / 1e6:,.1f}"
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
+    return DASH if value is None or math.isnan(value) else f"{100 * value:.1f}%"
 
 
 def _heading(view: View, name: str, text: str, unit: str) -> Markup:
@@ -199,7 +200,7 @@ def _pager(view: View, count: int) -> Markup:
     first = page * PAGE + 1 if count else 0
     steps = [
         tag("button", text, type="button", data_pick=f"page:{target}", disabled=not 0 <= target <= last or None)
-        for text, target in (("‹ Previous", page - 1), ("Next ›", page + 1))
+        for text, target in (("← Previous", page - 1), ("Next →", page + 1))
     ]
     says = f"{first:,} to {min(count, (page + 1) * PAGE):,} of {count:,} variants"
     return tag("div", tag("span", says), tag("span", steps[0], " ", steps[1]), cls="v-pager")
@@ -222,7 +223,7 @@ def _saved(best: Row, smallest: Row) -> str:
 def _ceiling(board: Board) -> tuple[str, str]:
     rows = [int(row) for row in board.ranked if board.placements[row] == "all" and not board.numbers["removed"][row]]
     if not rows:
-        return "–", "this sweep has no placement all, so what is kept is unknown"
+        return DASH, "this sweep has no placement all, so what is kept is unknown"
     row = board.rows(rows[:1])[0]
     texts = [f"{ability} score" for ability in ("visual", "textual") if _score(row, ability)]
     values = [_scored(_score(row, ability)) for ability in ("visual", "textual") if _score(row, ability)]
@@ -242,7 +243,7 @@ def _score(row: Row, ability: str) -> Score | None:
 
 def _scored(score: Score | None) -> str:
     if score is None:
-        return "–"
+        return DASH
     half = score.half_width
     return f"{score.value:.3f}" + ("" if half is None else f" ±{half:.3f}")
 

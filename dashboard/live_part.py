@@ -8,6 +8,7 @@ from typing import Any
 
 from dashboard.charts import COLORS, Axis, Line, chart
 from dashboard.markup import Markup, join, note, section, tag
+from vrray.report.text import DASH
 from vrray.sweep.live import HEARTBEAT_SECONDS
 
 _SILENT_SECONDS = 6 * HEARTBEAT_SECONDS
@@ -63,7 +64,7 @@ def _table(trials: Sequence[Live]) -> Markup:
 
 def _line(trial: Live) -> Markup:
     share = trial["step"] / trial["steps"] if trial["steps"] else 0.0
-    says = f"step {trial['step']} of {trial['steps']}" if trial["steps"] else "–"
+    says = f"step {trial['step']} of {trial['steps']}" if trial["steps"] else ""
     bar = tag(
         "div",
         tag("i", style=f"width:{100 * share:.1f}%"),
@@ -74,10 +75,10 @@ def _line(trial: Live) -> Markup:
         aria_valuemin=0,
         aria_valuemax=trial["steps"] or 1,
     )
-    loss = f"{trial['losses'][-1][1]:.3f}" if trial["losses"] else "–"
-    left = _duration(trial["seconds_left"]) if trial["state"] == "training" and trial["seconds_left"] else "–"
+    loss = f"{trial['losses'][-1][1]:.3f}" if trial["losses"] else DASH
+    left = _duration(trial["seconds_left"]) if trial["state"] == "training" and trial["seconds_left"] else DASH
     state = tag("span", trial["state"], cls=f"v-tag v-{trial['state'].replace(' ', '-')}", style="margin:0")
-    evaluated = f"{len(trial['evaluated'])}" if trial["evaluated"] else "–"
+    evaluated = f"{len(trial['evaluated'])}" if trial["evaluated"] else DASH
     cells = (trial["name"], state, join(bar, tag("small", says)), loss, left, evaluated)
     message = tag("td", trial["message"] or "", cls="v-l v-wrap")
     return tag("tr", *[tag("td", cell, cls="v-l") for cell in cells], message)
@@ -95,7 +96,7 @@ def _curves(trials: Sequence[Live]) -> Markup:
     ]
     more = f" The first {COLORS} of {len(drawn)} trials are drawn." if len(drawn) > COLORS else ""
     points = [point for line in lines for point in line.points]
-    x = Axis.around([0.0, *(step for step, _ in points)], "optimizer step", whole=True)
+    x = Axis.around([0.0, *(step for step, _ in points)], "optimizer step", whole=True, tight=True)
     y = Axis.around([0.0, *(loss for _, loss in points)], "loss, nats a supervised token")
     about = f"Mean cross-entropy of the supervised tokens, smoothed, by optimizer step.{more}"
     return section(title, about, chart(title, x, y, lines, height=230))

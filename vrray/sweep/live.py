@@ -35,6 +35,10 @@ class LiveState:
         self._end: str | None = None
         self.changes = 0
 
+    def __reduce__(self) -> tuple[type[LiveState], tuple[()]]:
+        """Tune pickles its callbacks, and with them this, into the state that it saves: a copy there stays empty."""
+        return LiveState, ()
+
     def expect(self, key: str, name: str, state: State = "waiting") -> None:
         """Take in a trial that is to come, or that the store holds already."""
         with self._change():
