@@ -1,4 +1,4 @@
-"""What the dashboard reads from a store: sweeps, their tables and live states, example records, layer scores, images."""
+"""What the dashboard reads from a store: sweeps, their tables and live states, examples, layer scores, images."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ if (!window.vrrayKeys) {
   document.addEventListener('keydown', (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.target.closest('input, textarea, select, [role=tab], [role=listbox], [contenteditable]')) return;
-    const id = {ArrowRight: 'examples-next', j: 'examples-next', ArrowLeft: 'examples-back', k: 'examples-back'}[event.key];
-    const button = id && document.getElementById(id);
+    const name = {ArrowRight: 'next', j: 'next', ArrowLeft: 'back', k: 'back'}[event.key];
+    const button = name && document.getElementById('examples-' + name);
     if (button && button.offsetParent) { event.preventDefault(); button.click(); }
   });
 }
@@ -43,9 +43,7 @@ def build(site: Site) -> None:
     with gr.Row(elem_classes="v-top"):
         sweep = gr.Dropdown([], label="Sweep", elem_id="examples-sweep", min_width=160)
         first = gr.Dropdown([], label="First variant", elem_id="examples-first", min_width=200)
-        second = gr.Dropdown(
-            [], label="Second variant, such as the pruned one", elem_id="examples-second", min_width=200
-        )
+        second = gr.Dropdown([], label="Second variant", elem_id="examples-second", min_width=200)
         task = gr.Dropdown([_ALL_TASKS], value=_ALL_TASKS, label="Task", elem_id="examples-task", min_width=140)
     kind = gr.Radio(_kinds(None), value="differ", label="Which questions", elem_id="examples-kind")
     with gr.Row(elem_classes="v-steps"):

@@ -69,7 +69,7 @@ element.addEventListener('keydown', (event) => {
   pick(event);
 });
 """
-"""JavaScript of a `gr.HTML`: what has `data-pick` triggers its click event with that value, by mouse and by keyboard."""
+"""JavaScript of a `gr.HTML`: what has `data-pick` triggers its click event with that value, also by keyboard."""
 
 
 def shown_uri(uri: str) -> str:

@@ -50,8 +50,8 @@ def correlation_table(pairs: pa.Table) -> Markup:
     table = tag("table", tag("thead", tag("tr", tag("th", "score", scope="col"), *head)), tag("tbody", *lines))
     styled = Markup(table.replace("<table>", '<table class="v-table v-matrix">', 1))
     about = (
-        "Spearman's rank correlation, -1 to 1: how far two scores order the layers alike. On the diagonal: the agreement "
-        "of rankings by two halves of a score's own samples."
+        "Spearman's rank correlation, -1 to 1: how far two scores order the layers alike. On the diagonal: the "
+        "agreement of rankings by two halves of a score's own samples."
     )
     return section("Do the scores agree?", about, tag("div", styled, cls="v-scroll", tabindex="0"))
 

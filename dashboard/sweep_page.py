@@ -59,7 +59,7 @@ def build(site: Site) -> None:
     view, seen = gr.State(View()), gr.State(None)
     timer = gr.Timer(RUNNING_SECONDS)
 
-    filters = [placements, tuned, removed, kept, size, speed]
+    filters: list[Any] = [placements, tuned, removed, kept, size, speed]
     drawn = [board, figures, layers, chosen]
     asked = [sweep, view, cost, *filters]
     everything = [sweep, view, status, live, *filters, *drawn, *files, seen, timer]
@@ -71,7 +71,7 @@ def build(site: Site) -> None:
     reload.click(page.opened, [sweep, cost], everything, **quiet)
     sweep.input(page.opened, [sweep, cost], everything, **quiet)
     timer.tick(page.ticked, [seen, *asked], everything, **quiet)
-    for control in (*filters, cost):
+    for control in [*filters, cost]:
         control.input(page.filtered, asked, [view, *drawn], **quiet)
     clear.click(page.cleared, asked[:3], [*filters, view, *drawn], **quiet)
     board.click(page.picked, asked, [view, *drawn], **quiet)
@@ -114,14 +114,14 @@ class _Page:
         return view, *self._draw(sweep, view, cost, _filter(*filters))
 
     def cleared(self, sweep: str, view: View, cost: str) -> tuple[Any, ...]:
-        empty = ([], [], [], None, None, None)
+        empty: tuple[Any, ...] = ([], [], [], None, None, None)
         return *empty, *self.filtered(sweep, view, cost, *empty)
 
     def picked(self, event: gr.EventData, sweep: str, view: View, cost: str, *filters: Any) -> tuple[Any, ...]:
         """A click on a heading, a page, a variant."""
         after = view.picked(str(event._data.get("pick", "")))
-        board, _, layers, chosen = self._draw(sweep, after, cost, _filter(*filters), figures=False)
         if after.chosen == view.chosen:
+            board, _, layers, _ = self._draw(sweep, after, cost, _filter(*filters), figures=False)
             return after, board, gr.skip(), layers, gr.skip()
         return after, *self._draw(sweep, after, cost, _filter(*filters))
 

@@ -96,8 +96,8 @@ def plan_markup(plan: Plan, seconds: tuple[float, str] | None) -> Markup:
     head = tag("thead", tag("tr", tag("th", "memory of a worker", scope="col"), tag("th", "GiB", scope="col")))
     table = tag("div", tag("table", head, tag("tbody", *rows), cls="v-table"), cls="v-scroll")
     how = (
-        f"ZeRO {chosen.zero}, frozen weights {'resident' if chosen.resident else 'partitioned'}, {chosen.recomputed} of "
-        f"{plan.shape.depth} layers recomputed ({chosen.reason})"
+        f"ZeRO {chosen.zero}, frozen weights {'resident' if chosen.resident else 'partitioned'}, {chosen.recomputed} "
+        f"of {plan.shape.depth} layers recomputed ({chosen.reason})"
     )
     share = f"{plan.trained / plan.shape.total:.2%} of {plan.shape.total / 1e6:,.1f} M; {adapters}"
     stats = tag(
@@ -137,7 +137,3 @@ def _duration(seconds: float) -> str:
         if seconds < 7200
         else f"{seconds / 3600:.1f} h"
     )
-
-
-def read_layers(values: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(sorted({int(value) for value in values}))

@@ -20,7 +20,7 @@ _LOG_EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """Progress over all trainings, counted in optimizer steps; `live` is the same for those who watch from elsewhere."""
+    """Progress over all trainings, counted in optimizer steps; `live` is the same for other watchers."""
 
     def __init__(self, total_steps: int):
         self.live = LiveState()
