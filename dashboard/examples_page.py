@@ -67,10 +67,13 @@ def build(site: Site) -> None:
     chosen = [sweep, first, second, task, kind]
     shown = [place, where, image, card]
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False}
-    blocks = Context.root_block
-    assert blocks is not None, "a page is built inside Blocks"
     opened = [sweep, first, second, task, kind, *shown]
-    blocks.load(page.opened, [sweep], opened, **quiet)
+    tab = Context.block
+    if isinstance(tab, gr.Tab):
+        tab.select(page.entered, [sweep, first], opened, **quiet)
+    else:
+        assert Context.root_block is not None, "a page is built inside Blocks"
+        Context.root_block.load(page.opened, [sweep], opened, **quiet)
     sweep.input(page.opened, [sweep], opened, **quiet)
     sweep.focus(page.listed, [sweep], [sweep], **quiet)
     for control in (first, second):
@@ -93,6 +96,10 @@ class _Page:
             return gr.Dropdown(self._catalogue.sweeps(), value=sweep)
         except VrrayError:
             return gr.skip()
+
+    def entered(self, sweep: str | None, first: str | None) -> tuple[Any, ...]:
+        """The tab was opened; what is shown already stays."""
+        return (gr.skip(),) * 9 if first else self.opened(sweep)
 
     def opened(self, sweep: str | None) -> tuple[Any, ...]:
         """A sweep, with the pair of variants that shows most about pruning."""

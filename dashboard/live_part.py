@@ -54,7 +54,7 @@ def _counts(trials: Sequence[Live]) -> str:
 
 def _table(trials: Sequence[Live]) -> Markup:
     shown = sorted(trials, key=lambda trial: _ORDER.index(trial["state"]))[:_MOST_TRIALS]
-    names = ("trial", "state", "progress", "loss", "time left", "variants scored", "message")
+    names = ("trial", "state", "progress", "loss", "time left", "evaluations", "message")
     head = tag("tr", *[tag("th", name, scope="col", cls="v-l") for name in names])
     more = f" The {_MOST_TRIALS} most urgent of {len(trials)} are listed." if len(trials) > len(shown) else ""
     about = f"A trial trains one region once and then scores its pruned variants.{more}"
@@ -87,12 +87,13 @@ def _line(trial: Live) -> Markup:
 def _curves(trials: Sequence[Live]) -> Markup:
     """Loss against step, the trials that train first, as many as there are colours."""
     title = "Loss"
+    colors = {trial["key"]: place for place, trial in enumerate(trials)}
     drawn = sorted((trial for trial in trials if trial["losses"]), key=lambda trial: _ORDER.index(trial["state"]))
     if not drawn:
         return section(title, "No optimizer step has been reported yet.")
     lines = [
-        Line(f"{trial['name']}", [(float(step), float(loss)) for step, loss in trial["losses"]], place)
-        for place, trial in enumerate(drawn[:COLORS])
+        Line(trial["name"], [(float(step), float(loss)) for step, loss in trial["losses"]], colors[trial["key"]])
+        for trial in drawn[:COLORS]
     ]
     more = f" The first {COLORS} of {len(drawn)} trials are drawn." if len(drawn) > COLORS else ""
     points = [point for line in lines for point in line.points]

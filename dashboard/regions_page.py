@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -34,7 +35,7 @@ def build(site: Site) -> None:
             [_NO_PLACEMENT, *PLACEMENTS], value="uniform", label="Placement", elem_id="regions-placement", min_width=140
         )
         count = gr.Number(8, label="Layers it tunes", minimum=1, precision=0, elem_id="regions-count", min_width=120)
-        take = gr.Button("Take it as my region", elem_id="regions-take", min_width=170, scale=0)
+        take = gr.Button("Use it below", elem_id="regions-take", min_width=130, scale=0)
     curve = gr.HTML(elem_id="regions-curves", apply_default_css=False)
     with gr.Row(elem_classes="v-top"):
         model = gr.Dropdown([], label="Model", elem_id="regions-model", min_width=200)
@@ -54,14 +55,17 @@ def build(site: Site) -> None:
     whatif = [picked, cells, plan, command]
     asked = [picked, source, model, workers, memory]
     drawn = [source, placement, count]
-    opened = [source, model, curve, agree, *whatif]
+    opened = [source, model, curve, agree]
     tab = Context.block
     if isinstance(tab, gr.Tab):
-        tab.select(page.opened, [*asked, placement, count], opened, **slow)
+        # The scores are there at once; the first plan takes torch along, which takes seconds.
+        filled = tab.select(page.opened, [source, model, placement, count], opened, **quiet)
     else:
         assert Context.root_block is not None, "a page is built inside Blocks"
-        Context.root_block.load(page.opened, [*asked, placement, count], opened, **slow)
-    source.input(page.sourced, [*asked, placement, count], opened, **slow)
+        filled = Context.root_block.load(page.opened, [source, model, placement, count], opened, **quiet)
+    filled.then(page.planned, asked, whatif, **slow)
+    sourced = source.input(page.sourced, [source, model, placement, count], opened, **quiet)
+    sourced.then(page.planned, asked, whatif, **slow)
     for control in (placement, count):
         control.input(page.drawn, drawn, [curve, agree], **quiet)
     take.click(page.taken, [*asked, placement, count], whatif, **slow)
@@ -77,34 +81,24 @@ class _Page:
     def __init__(self, site: Site):
         self._site, self._catalogue = site, site.catalogue
 
-    def opened(
-        self,
-        picked: tuple[int, ...],
-        source: str | None,
-        model: str | None,
-        workers: int,
-        memory: float,
-        placement: str,
-        count: int,
-    ) -> tuple[Any, ...]:
+    def opened(self, source: str | None, model: str | None, placement: str, count: int | None) -> tuple[Any, ...]:
         """The newest scores, and a model to plan with; what was chosen before stays."""
         try:
             sources = self._sources()
         except VrrayError as error:
-            empty = tag("div")
             message = note("The store cannot be read", str(error), "error")
-            return gr.Dropdown([], value=None), gr.Dropdown([], value=None), message, empty, (), empty, empty, ""
+            return gr.Dropdown([], value=None), gr.Dropdown(["smol"], value="smol"), message, tag("div")
         source = source if source in sources else next(iter(sources), None)
         models = self._models()
         if model not in models:
             known = self._context(source).get("model")
             model = known if known in models else models[0]
-        rest = (*self.drawn(source, placement, count), *self.planned(picked, source, model, workers, memory))
-        return gr.Dropdown(list(sources), value=source), gr.Dropdown(models, value=model), *rest
+        drawn = self.drawn(source, placement, count)
+        return gr.Dropdown(list(sources), value=source), gr.Dropdown(models, value=model), *drawn
 
-    def sourced(self, picked: Any, source: str, model: str, *rest: Any) -> tuple[Any, ...]:
+    def sourced(self, source: str, model: str, placement: str, count: int | None) -> tuple[Any, ...]:
         """Other scores: with the model that they are of."""
-        return self.opened(picked, source, self._context(source).get("model") or model, *rest)
+        return self.opened(source, self._context(source).get("model") or model, placement, count)
 
     def drawn(self, source: str | None, placement: str, count: int | None) -> tuple[Any, ...]:
         """The scores with a placement over them, and how far they agree."""
@@ -199,7 +193,10 @@ class _Page:
         """The models of the store's sweeps, newest first, and those that vrray knows by name."""
         from vrray.models.presets import presets
 
-        found = [self._context(f"{name} (sweep)").get("model", "smol") for name in self._catalogue.sweeps()]
+        found = []
+        for name in self._catalogue.sweeps():
+            with suppress(VrrayError):  # one that has not ended yet, or cannot be read
+                found.append(self._catalogue.context(name)["model"])
         return list(dict.fromkeys([*found, "smol", *(preset.name for preset in presets())]))
 
     def _known(self, model: str | None) -> str:
