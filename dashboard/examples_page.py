@@ -113,10 +113,11 @@ class _Page:
         try:
             variants = self._catalogue.compared(name)
             first, second = self._telling(name, variants)
+            lost = counts(compare(self._catalogue, name, first, second), None)["lost"]
         except VrrayError as error:
             return self._nothing(names, name, note("No answers to show", str(error), "warn"))
         lists = [gr.Dropdown(variants, value=value) for value in (first, second)]
-        rest = self.compared(name, first, second, _ALL_TASKS, "differ")
+        rest = self.compared(name, first, second, _ALL_TASKS, "lost" if lost else "differ")
         return gr.Dropdown(names, value=name), *lists, *rest
 
     def compared(self, sweep: str, first: str, second: str, task: str, kind: Kind) -> tuple[Any, ...]:

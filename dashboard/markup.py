@@ -56,10 +56,12 @@ def section(title: str, explanation: str, *content: Content) -> Markup:
 
 
 PICK = """
+let last = null;
 const pick = (event) => {
   const target = event.target.closest('[data-pick]');
   if (!target || !element.contains(target)) return;
   event.preventDefault();
+  last = target.dataset.pick;
   trigger('click', {pick: target.dataset.pick});
 };
 element.addEventListener('click', pick);
@@ -68,8 +70,16 @@ element.addEventListener('keydown', (event) => {
   if (event.target.tagName === 'BUTTON') return;
   pick(event);
 });
+watch('value', () => {
+  if (last === null || document.activeElement !== document.body) return;
+  const again = element.querySelector(`[data-pick="${CSS.escape(last)}"]`);
+  if (again) again.focus({preventScroll: true});
+});
 """
-"""JavaScript of a `gr.HTML`: what has `data-pick` triggers its click event with that value, also by keyboard."""
+"""JavaScript of a `gr.HTML`: what has `data-pick` triggers its click event with that value, also by keyboard.
+
+What was picked gets the focus back when the markup is drawn anew, so that the keyboard stays where it was.
+"""
 
 
 def shown_uri(uri: str) -> str:

@@ -23,6 +23,7 @@ _NO_SCORES = (
     "python jobs/score_layers.py --storage {uri}."
 )
 _NO_PLACEMENT = "none"
+_STARTING = note("One moment", "The first plan reads the model's configuration, which takes some seconds.")
 Sources = dict[str, tuple[str, str]]
 
 
@@ -42,10 +43,16 @@ def build(site: Site) -> None:
         workers = gr.Number(8, label="Workers, a GPU each", minimum=1, precision=0, min_width=140)
         memory = gr.Number(80, label="Memory of a GPU, GiB", minimum=1, min_width=140)
         clear = gr.Button("Clear layers", elem_id="regions-clear", min_width=130, scale=0)
-    cells = gr.HTML(elem_id="regions-cells", js_on_load=PICK, apply_default_css=False)
+    cells = gr.HTML(_STARTING, elem_id="regions-cells", js_on_load=PICK, apply_default_css=False)
     plan = gr.HTML(elem_id="regions-plan", apply_default_css=False)
     command = gr.Textbox(
-        "", label="The command that trains it", buttons=["copy"], interactive=False, lines=2, elem_id="regions-command"
+        "",
+        label="The command that trains it",
+        buttons=["copy"],
+        interactive=False,
+        lines=1,
+        max_lines=4,
+        elem_id="regions-command",
     )
     agree = gr.HTML(elem_id="regions-agree", elem_classes="v-empty-ok", apply_default_css=False)
     picked = gr.State(())

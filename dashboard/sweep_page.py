@@ -219,7 +219,7 @@ def _choices(board: Board | None, fresh: bool) -> tuple[Any, ...]:
     cleared: dict[str, Any] = {"value": []} if fresh else {}
     lists = [board.values(name) if board else [] for name in ("placement", "tuned", "removed")]
     numbers = [gr.Number(value=None) if fresh else gr.skip() for _ in range(3)]
-    return *[gr.Dropdown(choices, **cleared) for choices in lists], *numbers
+    return *[gr.Dropdown(choices, multiselect=True, **cleared) for choices in lists], *numbers
 
 
 def _filter(

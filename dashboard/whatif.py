@@ -86,11 +86,14 @@ def command_for(asked: Asked, storage: str, context: Mapping[str, str]) -> str:
 def plan_markup(plan: Plan, seconds: tuple[float, str] | None) -> Markup:
     """The plan in four figures and a table of the memory."""
     chosen, memory = plan.auto, plan.auto.memory
-    fits = {"yes": "fits", "tight": "fits without a tenth to spare", "no": "does not fit"}[plan.fits(memory)]
+    fits = {"yes": "fits", "tight": "barely fits", "no": "does not fit"}[plan.fits(memory)]
     adapters = f"LoRA, rank {plan.recipe.lora_rank}" if plan.recipe.mode == "lora" else "full parameters"
     time = ("unknown", "run a sweep of this model once: its trainings are what the time is scaled from")
     if seconds is not None:
-        time = (f"about {_duration(seconds[0])}", f"scaled from the measured training of {seconds[1]}")
+        time = (
+            f"about {_duration(seconds[0])}",
+            f"as measured for {seconds[1]}, scaled; on the machine of its sweep",
+        )
     parts = ("frozen", "trained", "optimizer", "activations", "overhead")
     rows = [tag("tr", tag("td", name), tag("td", f"{getattr(memory, name) / GIB:.2f}")) for name in parts]
     head = tag("thead", tag("tr", tag("th", "memory of a worker", scope="col"), tag("th", "GiB", scope="col")))
@@ -106,9 +109,7 @@ def plan_markup(plan: Plan, seconds: tuple[float, str] | None) -> Markup:
             "Layers tuned", f"{len(plan.region)} of {plan.shape.depth}", f"{len(plan.region.outside)} may be removed"
         ),
         _stat("Trained parameters", f"{plan.trained / 1e6:,.1f} M", share),
-        _stat(
-            "Memory of a worker", f"{memory.total / GIB:.2f} GiB", f"{fits}: a GPU of {plan.available / GIB:.0f} GiB"
-        ),
+        _stat("Memory of a worker", f"{memory.total / GIB:.2f} GiB", f"{fits} a GPU of {plan.available / GIB:.0f} GiB"),
         _stat("Time of a training", *time),
         cls="v-stats",
         style="margin:0",

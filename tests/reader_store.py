@@ -1,4 +1,4 @@
-"""Stores as a sweep leaves them, with made-up numbers: what the dashboard's tests read, and its speed is measured on."""
+"""Stores as a sweep leaves them, with made-up numbers: what the dashboard's tests and timings read."""
 
 from __future__ import annotations
 
@@ -82,9 +82,23 @@ def write_live(store: Store, name: str, live: dict[str, Any]) -> None:
 
 def live_state(now: float, step: int = 5, ended: str | None = None) -> dict[str, Any]:
     """A sweep of three trials: one trains, one waits, one has failed with a message that holds markup."""
-    trial: dict[str, Any] = {"evaluated": [], "message": None, "seconds_left": None, "losses": [], "step": 0, "steps": 20}
+    trial: dict[str, Any] = {
+        "evaluated": [],
+        "message": None,
+        "seconds_left": None,
+        "losses": [],
+        "step": 0,
+        "steps": 20,
+    }
     losses = [[number, round(5 * math.exp(-number / 8), 3)] for number in range(1, step + 1)]
-    trains = {"key": "a", "name": "uniform-3", "state": "training", "step": step, "losses": losses, "seconds_left": 30.0}
+    trains = {
+        "key": "a",
+        "name": "uniform-3",
+        "state": "training",
+        "step": step,
+        "losses": losses,
+        "seconds_left": 30.0,
+    }
     failed = {"key": "c", "name": "top-3", "state": "failed", "message": f"OutOfMemory {HOSTILE}"}
     trials = [trial | trains, trial | {"key": "b", "name": "bottom-3", "state": "waiting"}, trial | failed]
     return {"format": 1, "began": now - 60, "updated": now, "ended": ended, "trials": trials, "lines": ["stage 1"]}
@@ -187,6 +201,10 @@ def _write_scores(store: Store) -> None:
         for seed, name in enumerate(("angular", "bi"))
         for layer, value in enumerate(layer_values(seed))
     ]
-    pairs = [{"a": a, "b": b, "rank_correlation": 1.0 if a == b else 0.4} for a in ("angular", "bi") for b in ("angular", "bi")]
+    pairs = [
+        {"a": a, "b": b, "rank_correlation": 1.0 if a == b else 0.4}
+        for a in ("angular", "bi")
+        for b in ("angular", "bi")
+    ]
     store.write_table("layer-scores/scores/scores.parquet", pa.Table.from_pylist(rows))
     store.write_table("layer-scores/scores/correlations.parquet", pa.Table.from_pylist(pairs))
