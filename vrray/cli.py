@@ -121,7 +121,8 @@ def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     text = "A web page about the sweeps of a store: watch one, choose a variant, look at what pruning did to answers."
     parser = commands.add_parser("dashboard", help=text, description=text, allow_abbrev=False)
     parser.add_argument("--store", default="runs", metavar="URI", help="the artefact store: a path or a URI [runs]")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; another one needs --auth [127.0.0.1]")
+    host = "address to listen on; any but this machine's own needs --auth [127.0.0.1]"
+    parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="[7860]")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="what the browser asks for")
     parser.set_defaults(run=_dashboard)

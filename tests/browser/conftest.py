@@ -1,4 +1,4 @@
-"""A headless Chromium and the real app for the browser tests; screenshots go to `$VRRAY_SCREENSHOTS` where it is set."""
+"""A headless Chromium and the real app for the browser tests; screenshots go to `$VRRAY_SCREENSHOTS` where set."""
 
 from __future__ import annotations
 

@@ -41,6 +41,7 @@ def test_what_pruning_lost_one_question_at_a_time(page: Any, serve: Any, shoot: 
     page.keyboard.press("k")
     page.get_by_text("2 of 8").wait_for()
     page.keyboard.press("ArrowLeft")
+    page.get_by_text("1 of 8").wait_for()
     page.keyboard.press("ArrowLeft")
     page.get_by_text("8 of 8").wait_for()
     assert page.locator("#examples-image").count() == 0, "a question about a text has no image"

@@ -50,7 +50,7 @@ def test_sort_filter_choose_and_download(page: Any, serve: Any, shoot: Any, tmp_
     page.get_by_role("heading", name="Chosen variant: bottom-3-prune2").wait_for()
     assert page.locator("#sweep-figures .v-chosen").get_attribute("aria-label").startswith("bottom-3-prune2")
     page.locator("#sweep-layers tr[aria-selected=true] th", has_text="bottom-3-prune2").wait_for()
-    page.get_by_label("time a token").check()
+    page.get_by_role("radio", name="time a token").check()
     page.get_by_role("heading", name="Score against time").wait_for()
 
     with page.expect_download() as parquet:
