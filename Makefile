@@ -1,4 +1,5 @@
-# make sweep: the main job on the embedded demo. make test: all tests. Each sets up .venv first, once.
+# make sweep: the main job on the embedded demo. make dashboard: a web page about its results. make test: all tests.
+# Each sets up .venv first, once.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,10 +9,13 @@ INSTALLED := $(VENV)/.installed
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: sweep test check bench bench-train bench-data bench-layers bench-search bench-eval clean
+.PHONY: sweep dashboard test check bench bench-train bench-data bench-layers bench-search bench-eval clean
 
 sweep: $(INSTALLED)
 	$(BIN)/python jobs/sweep.py $(ARGS)
+
+dashboard: $(INSTALLED)
+	$(BIN)/vrray dashboard --store runs $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -43,7 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt requirements-demo.txt
 	@echo "setting up $(VENV) (once; some minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install $(CONSTRAINTS) torch
-	@$(PIP) install $(CONSTRAINTS) -e ".[demo,dev]"
+	@$(PIP) install $(CONSTRAINTS) -e ".[dashboard,demo,dev]"
 	@$(PIP) install --no-deps -r requirements-demo.txt
 	@touch $@
 

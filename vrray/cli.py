@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_lm_eval(commands)
     _add_plan(commands)
     _add_export(commands)
+    _add_dashboard(commands)
     options = parser.parse_args(arguments)
     return exit_status(lambda: options.run(options), "nothing was kept")
 
@@ -139,6 +140,30 @@ def _export(options: argparse.Namespace) -> None:
 
     given = {name: value for name, value in vars(options).items() if name not in ("run", "command")}
     print(f"{export(**{name: value for name, value in given.items() if value is not None})} written")
+
+
+def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "A web page about the sweeps of a store: watch one, choose a variant, look at what pruning did to answers."
+    parser = commands.add_parser("dashboard", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("--store", default="runs", metavar="URI", help="the artefact store: a path or a URI [runs]")
+    host = "address to listen on; any but this machine's own needs --auth [127.0.0.1]"
+    parser.add_argument("--host", default="127.0.0.1", help=host)
+    parser.add_argument("--port", type=int, default=7860, metavar="N", help="[7860]")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="what the browser asks for")
+    parser.set_defaults(run=_dashboard)
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    from importlib.util import find_spec
+
+    from vrray.errors import SpecError
+
+    if find_spec("gradio") is None or find_spec("dashboard") is None:
+        raise SpecError("the dashboard needs its extra: pip install 'vrray[dashboard]'")
+    from dashboard.app import Launch, parse_auth, run
+
+    auth = None if options.auth is None else parse_auth(options.auth)
+    run(options.store, Launch(options.host, options.port, auth))
 
 
 if __name__ == "__main__":

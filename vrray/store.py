@@ -201,6 +201,11 @@ class Store:
         except FileNotFoundError:
             raise StoreError(f"{self.uri}: there is no {name}") from None
 
+    def stamp(self, name: str) -> tuple[int, int] | None:
+        """Time of the last change (ns since the epoch) and size of one file; None when there is no such file."""
+        info = self._fs.get_file_info(self._path(name))
+        return (info.mtime_ns or 0, info.size) if info.type == pafs.FileType.File else None
+
     def names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted; empty when there is no such folder."""
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True)

@@ -5,22 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import ray
 from ray import tune
 from tqdm import tqdm
 
 from vrray.sweep.bridge import point_of
+from vrray.sweep.live import LiveState
 from vrray.sweep.space import Space
+from vrray.train.launch import failure_reason
 
 _LOG_EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """Progress over all trainings, counted in optimizer steps."""
+    """Progress over all trainings, counted in optimizer steps; `live` is the same for other watchers."""
 
     def __init__(self, total_steps: int):
+        self.live = LiveState()
         self._steps: dict[str, int] = {}
         self._said: dict[str, float] = {}
         self._bar = (
@@ -37,6 +40,17 @@ class Progress:
             self._bar.close()
 
     def say(self, text: str) -> None:
+        self.live.say(text)
+        self._say(text)
+
+    def ended(
+        self, trial: str, key: str, state: Literal["finished", "failed", "stopped"], text: str, message: str = ""
+    ) -> None:
+        """Say how a trial ended; `message` is why it failed."""
+        self.live.ended(key, trial, state, message or None)
+        self.say(f"{trial}: {text}")
+
+    def _say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text)
         else:
@@ -49,8 +63,10 @@ class Progress:
         if "say" in metrics:
             self.say(f"  {trial}: {metrics['say']}")
         elif "evaluated" in metrics:
+            self.live.evaluated(key, trial, int(metrics["evaluated"]))
             self._throttled(key, f"  {trial}: evaluated with {int(metrics['evaluated'])} layers removed")
         elif step:
+            self.live.stepped(key, trial, metrics)
             seconds, steps = metrics["step_seconds"], int(metrics["steps"])
             self._throttled(
                 key,
@@ -70,7 +86,7 @@ class Progress:
         now = time.monotonic()
         if self._bar is None and (always or now - self._said.get(trial, 0.0) >= _LOG_EVERY_SECONDS):
             self._said[trial] = now
-            self.say(text)
+            self._say(text)
 
 
 class TuneProgress(tune.Callback):
@@ -85,16 +101,23 @@ class TuneProgress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         result = trial.last_result or {}
-        name = self._space.trial(point_of(trial.config)).region.name
+        name, key = self._name(trial)
         if "finished" in result:
             score = f", score {result['score']:.3f}" if "score" in result else ""
-            self._progress.say(f"{name}: finished{score}")
+            self._progress.ended(name, key, "finished", f"finished{score}")
         elif "failed" in result:
-            self._progress.say(f"{name}: failed, {result['failed']}")
+            self._progress.ended(name, key, "failed", f"failed, {result['failed']}", str(result["failed"]))
         else:
-            ray.get(self._desk.cancel.remote(self._space.trial(point_of(trial.config)).key))
-            self._progress.say(f"{name}: stopped by the scheduler at step {result.get('step', 0):g}")
+            ray.get(self._desk.cancel.remote(key))
+            text = f"stopped by the scheduler at step {result.get('step', 0):g}"
+            self._progress.ended(name, key, "stopped", text)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        name = self._space.trial(point_of(trial.config)).region.name
-        self._progress.say(f"{name}: failed, the others go on; the reason is in the table")
+        name, key = self._name(trial)
+        error = trial.get_error()
+        reason = failure_reason(error) if error else "its process was lost"
+        self._progress.ended(name, key, "failed", "failed, the others go on; the reason is in the table", reason)
+
+    def _name(self, trial: Any) -> tuple[str, str]:
+        point = self._space.trial(point_of(trial.config))
+        return point.region.name, point.key

@@ -27,8 +27,10 @@ from vrray.store import Store
 from vrray.sweep.jobs import VariantsJob
 from vrray.sweep.leaks import FILE as LEAKS
 from vrray.sweep.leaks import Leaks, sweep_leaks, training_of
+from vrray.sweep.live import published
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.session import Session, open_session
+from vrray.sweep.shown import write_shown
 from vrray.sweep.table import baselines, choose, sweep_table
 from vrray.sweep.trial import EVALUATION, Lacking, Measuring, evaluation_key, read_scores
 from vrray.train.desk import follow
@@ -42,18 +44,20 @@ def run_sweep(spec: SweepSpec) -> None:
         TrainingError: the projector stage failed, or every trial did.
     """
     began = time.monotonic()
-    with open_session(spec) as session:
+    with open_session(spec) as session, published(session.store, spec.name, session.progress.live):
+        session.expect_trials()
         leaks = sweep_leaks(session.store, session.prepared)
         session.progress.say(leaks.text())
         session = session.started()
+        session.expect_trials()
         trials, failures = session.run_trials()
         table = sweep_table(session.store, session.prepared, trials, failures)
         _score_held_out(session, table)
-    table = sweep_table(session.store, session.prepared, trials, failures)
-    seconds = time.monotonic() - began
-    _write(session.store, session.prepared, table, leaks, seconds)
-    if not choose(table):
-        raise TrainingError(f"no trial finished: {'; '.join(sorted(set(failures.values()))) or 'none ran'}")
+        table = sweep_table(session.store, session.prepared, trials, failures)
+        seconds = time.monotonic() - began
+        _write(session.store, session.prepared, table, leaks, seconds)
+        if not choose(table):
+            raise TrainingError(f"no trial finished: {'; '.join(sorted(set(failures.values()))) or 'none ran'}")
     print(f"report: {session.store.location('sweeps', spec.name, 'report.md')} ({seconds:.0f} s)", flush=True)
 
 
@@ -100,6 +104,7 @@ def _write(store: Store, prepared: Prepared, table: pa.Table, leaks: Leaks, seco
         "scores": _ranking_scores(store, prepared, table),
     }
     store.write_text(f"{folder}/sweep.json", json.dumps(about, indent=1))
+    write_shown(store, prepared, table)
     store.write_table(f"{folder}/table.parquet", table)
     print(format_leaderboard(table, color=sys.stdout.isatty()), flush=True)
 

@@ -72,6 +72,12 @@ class Session:
         trials, missing = _trials(self.store, prepared)
         return replace(self, prepared=prepared, trials=trials, missing=missing)
 
+    def expect_trials(self) -> None:
+        """Tell those who watch which trials there are."""
+        live, missing = self.progress.live, {trial.key for trial in self.missing}
+        for trial in self.trials:
+            live.expect(trial.key, trial.region.name, "waiting" if trial.key in missing else "in the store")
+
     def measure(self, works: Sequence[Measuring]) -> None:
         """Layer scores, as far as the store does not hold them.
 

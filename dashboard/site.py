@@ -1,0 +1,19 @@
+"""What every page of the dashboard is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dashboard.catalogue import Catalogue
+from vrray.store import Store
+
+
+@dataclass(frozen=True)
+class Site:
+    """The store, what is read from it, and, where there are any, who answers and where votes go."""
+
+    store: Store
+    catalogue: Catalogue
+    answers: Any | None = None
+    votes: Any | None = None

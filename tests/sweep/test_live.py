@@ -1,0 +1,106 @@
+"""The live state of a sweep: what it holds, and that it reaches the store while the sweep runs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vrray.store import Store
+from vrray.sweep import live as module
+from vrray.sweep.live import MOST_POINTS, LiveState, published
+
+
+def _step(step: int, steps: int = 10, loss: float = 2.0) -> dict[str, Any]:
+    return {"step": step, "steps": steps, "loss_mean": loss, "step_seconds": 0.5}
+
+
+def _read(store: Store, name: str = "demo") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(store.read_bytes(f"sweeps/{name}/live.json"))
+    return found
+
+
+def test_a_trial_goes_through_its_states() -> None:
+    state = LiveState()
+    state.expect("k", "uniform-8")
+    assert state.to_json()["trials"][0]["state"] == "waiting"
+    state.stepped("k", "uniform-8", _step(4, loss=1.25))
+    (trial,) = state.to_json()["trials"]
+    assert (trial["state"], trial["step"], trial["steps"], trial["seconds_left"]) == ("training", 4, 10, 3.0)
+    assert trial["losses"] == [[4, 1.25]]
+    state.stepped("k", "uniform-8", _step(10))
+    assert state.to_json()["trials"][0]["state"] == "trained"
+    state.evaluated("k", "uniform-8", 2)
+    assert state.to_json()["trials"][0]["evaluated"] == [2]
+    state.ended("k", "uniform-8", "failed", "out of memory")
+    (trial,) = state.to_json()["trials"]
+    assert (trial["state"], trial["message"]) == ("failed", "out of memory")
+
+
+def test_a_long_loss_curve_is_thinned_and_keeps_its_ends() -> None:
+    state = LiveState()
+    for step in range(1, 5001):
+        state.stepped("k", "all", _step(step, 5000))
+    losses = state.to_json()["trials"][0]["losses"]
+    assert len(losses) <= MOST_POINTS
+    assert (losses[0][0], losses[-1][0]) == (1, 5000)
+    assert [step for step, _ in losses] == sorted({step for step, _ in losses})
+
+
+def test_tune_can_pickle_it() -> None:
+    state = LiveState()
+    state.say("something")
+    assert pickle.loads(pickle.dumps(state)).to_json()["lines"] == []
+
+
+def test_it_is_in_the_store_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EVERY_SECONDS", 0.02)
+    store, state = Store(tmp_path), LiveState()
+    with published(store, "demo", state):
+        state.stepped("k", "uniform-8", _step(3))
+        deadline = time.monotonic() + 10
+        while not (store.stamp("sweeps/demo/live.json") and _read(store)["trials"]):
+            assert time.monotonic() < deadline, "nothing was written while it ran"
+            time.sleep(0.02)
+        assert _read(store)["ended"] is None
+    assert _read(store)["ended"] == "finished"
+
+
+def test_how_it_ended_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(ValueError, match="no luck"), published(store, "demo", LiveState()):
+        raise ValueError("no luck")
+    assert _read(store)["ended"] == "failed: no luck"
+    with pytest.raises(KeyboardInterrupt), published(store, "demo", LiveState()):
+        raise KeyboardInterrupt
+    assert _read(store)["ended"] == "interrupted"
+
+
+def test_many_changes_are_few_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[str] = []
+    monkeypatch.setattr(Store, "write_text", lambda self, name, text: writes.append(name))
+    state = LiveState()
+    with published(Store(tmp_path), "demo", state):
+        for step in range(2000):
+            state.stepped("k", "all", _step(step, 2000))
+    assert 1 <= len(writes) <= 3
+
+
+def test_a_store_that_cannot_be_written_does_not_end_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Store, "write_text", refuse)
+    monkeypatch.setattr(module, "EVERY_SECONDS", 0.01)
+    state = LiveState()
+    with published(Store(tmp_path), "demo", state):
+        for _ in range(5):
+            state.say("on")
+            time.sleep(0.02)
+    assert capsys.readouterr().out.count("the sweep goes on without it: disk full") == 1
