@@ -149,7 +149,7 @@ def failures(board: Board, most: int = 12) -> Markup | None:
     more = f"; the first {most} are shown, all are in the table" if len(failed) > most else ""
     head = tag("thead", tag("tr", tag("th", "variant", scope="col"), tag("th", "why", scope="col", cls="v-l")))
     table = tag("div", tag("table", head, tag("tbody", *lines), cls="v-table"), cls="v-scroll")
-    return section("Failed", f"{len(failed)} variants have no score{more}.", table)
+    return section("Failed", f"Variants without a score: {len(failed)}{more}.", table)
 
 
 def number(value: float | None, digits: int = 3) -> str:
