@@ -159,7 +159,8 @@ class _Page:
             return self._message(note("Nothing here", text))
         place %= len(pairs)
         pair = pairs[place]
-        where = tag("p", f"{place + 1} of {len(pairs)}", cls="v-meta v-center", role="status", aria_live="polite")
+        says = f"{place + 1} of {len(pairs)} (keys: ← →)"
+        where = tag("p", says, cls="v-meta v-center", role="status", aria_live="polite")
         problem, picture = None, gr.Image(value=None, visible=False)
         if pair.image is not None:
             try:

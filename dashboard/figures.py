@@ -172,7 +172,7 @@ def _map_line(board: Board, row: Row, depth: int, chosen: bool) -> Markup:
     score = row.visual if board.ability == "visual" else row.textual
     gone = f"removes {', '.join(map(str, row.removed))}" if row.removed else "removes none"
     says = f"{row.variant}: tunes {', '.join(map(str, row.tuned)) or 'none'}; {gone}"
-    name = tag("th", shorten(row.variant, 25), scope="row", aria_label=says, title=row.variant)
+    name = tag("th", shorten(row.variant, 23), scope="row", aria_label=says, title=row.variant)
     value = tag("td", number(score.value if score else None), cls="v-num")
     return tag("tr", name, *cells, value, aria_selected=str(chosen).lower())
 

@@ -149,7 +149,7 @@ def failures(board: Board, most: int = 12) -> Markup | None:
     more = f"; the first {most} are shown, all are in the table" if len(failed) > most else ""
     head = tag("thead", tag("tr", tag("th", "variant", scope="col"), tag("th", "why", scope="col", cls="v-l")))
     table = tag("div", tag("table", head, tag("tbody", *lines), cls="v-table"), cls="v-scroll")
-    return section("Failed", f"{len(failed)} variants have no score{more}.", table)
+    return section("Failed", f"Variants without a score: {len(failed)}{more}.", table)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -180,11 +180,12 @@ def _line(board: Board, view: View, row: Row, columns: Sequence[str]) -> Markup:
         mark = tag("span", "≈ best", cls="v-tag v-tie", title="not told apart from the best")
     chosen = row.variant == view.chosen
     name = tag("button", row.variant, type="button", cls="v-pickname", data_pick=f"variant:{row.variant}")
+    found = board.cells(place)
     cells = {
         "visual": _scored(row.visual),
-        "kept_visual": percent(row.retention_visual),
+        "kept_visual": _kept(row.retention_visual, found, "visual"),
         "textual": _scored(row.textual),
-        "kept_textual": percent(row.retention_textual),
+        "kept_textual": _kept(row.retention_textual, found, "textual"),
         "tuned": str(len(row.tuned)),
         "removed": _few(row.removed),
         "parameters": millions(row.parameters),
@@ -246,6 +247,12 @@ def _scored(score: Score | None) -> str:
         return DASH
     half = score.half_width
     return f"{score.value:.3f}" + ("" if half is None else f" ±{half:.3f}")
+
+
+def _kept(value: float | None, cells: Mapping[str, Any], ability: str) -> str:
+    """The share that is kept, with half its interval where the table has one."""
+    low, high = (cells.get(f"retention_{ability}_{end}") for end in ("low", "high"))
+    return percent(value) + ("" if low is None or high is None else f" ±{50 * (high - low):.1f}")
 
 
 def _with_interval(cells: Mapping[str, Any], name: str, *, share: bool = False) -> str:

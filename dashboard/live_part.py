@@ -97,7 +97,8 @@ def _curves(trials: Sequence[Live]) -> Markup:
     ]
     more = f" The first {COLORS} of {len(drawn)} trials are drawn." if len(drawn) > COLORS else ""
     points = [point for line in lines for point in line.points]
-    x = Axis.around([0.0, *(step for step, _ in points)], "optimizer step", whole=True, tight=True)
+    ends = [float(trial["steps"]) for trial in drawn[:COLORS]]
+    x = Axis.around([0.0, *ends, *(step for step, _ in points)], "optimizer step", whole=True, tight=True)
     y = Axis.around([0.0, *(loss for _, loss in points)], "loss, nats a supervised token")
     about = f"Mean cross-entropy of the supervised tokens, smoothed, by optimizer step.{more}"
     return section(title, about, chart(title, x, y, lines, height=230))

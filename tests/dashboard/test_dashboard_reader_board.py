@@ -13,7 +13,7 @@ from reader_store import write_large, write_sweep
 from dashboard.board import Board, Filter
 from dashboard.catalogue import Catalogue
 from dashboard.figures import scatter
-from dashboard.leaderboard import PAGE, View, leaderboard, shown_page
+from dashboard.leaderboard import PAGE, View, detail, leaderboard, shown_page
 from vrray.errors import StoreError
 from vrray.report.rows import rank, read_rows
 
@@ -65,6 +65,17 @@ def test_ties_are_those_of_the_table_where_it_has_them(board: Board) -> None:
     said = pa.array([name == "top-3-prune4" for name in board.variants])
     told = Board.of(board.table.append_column("tied_with_best", said))
     assert {told.variants[row] for row in np.flatnonzero(told.tied)} == {"top-3-prune4"}
+
+
+def test_intervals_of_what_is_kept_are_shown_where_the_table_has_them(board: Board) -> None:
+    assert "±" not in leaderboard(board, View(), board.select(Filter())).replace("±0.030", "")
+    table = board.table
+    for end, shift in (("low", -0.05), ("high", 0.05)):
+        values = [None if value is None else value + shift for value in table["retention_visual"].to_pylist()]
+        table = table.append_column(f"retention_visual_{end}", pa.array(values, pa.float64()))
+    told = Board.of(table)
+    assert "100.0% ±5.0" in leaderboard(told, View(), told.select(Filter()))
+    assert "100.0% (95.0% to 105.0%)" in detail(told, "demo", "runs", "all")
 
 
 def test_a_table_of_another_version_says_what_it_lacks(board: Board) -> None:

@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from vrray.store import Store
 from vrray.sweep import live as module
 from vrray.sweep.live import MOST_POINTS, LiveState, published
+from vrray.sweep.progress import Progress, TuneProgress
 
 
 def _step(step: int, steps: int = 10, loss: float = 2.0) -> dict[str, Any]:
@@ -104,3 +106,22 @@ def test_a_store_that_cannot_be_written_does_not_end_the_sweep(
             state.say("on")
             time.sleep(0.02)
     assert capsys.readouterr().out.count("the sweep goes on without it: disk full") == 1
+
+
+def test_what_a_sweep_says_reaches_the_live_state() -> None:
+    region = SimpleNamespace(name="uniform-8")
+    space = SimpleNamespace(trial=lambda point: SimpleNamespace(region=region, key="k"))
+    rest = {"learning_rate": 1e-3, "samples_per_second": 1.0, "supervised_tokens_per_second": 1.0, "peak_mib": 1.0}
+    with Progress(10) as progress:
+        told = TuneProgress(progress, None, space)  # type: ignore[arg-type]
+        told.on_trial_result(1, [], None, {"trial": "uniform-8", "key": "k", **_step(4), **rest})
+        assert progress.live.to_json()["trials"][0]["step"] == 4
+        failed = SimpleNamespace(last_result={"failed": "loss is not finite"}, config={"point": {}})
+        told.on_trial_complete(1, [], failed)
+        (trial,) = progress.live.to_json()["trials"]
+        assert (trial["state"], trial["message"]) == ("failed", "loss is not finite")
+        lost = SimpleNamespace(get_error=lambda: None, config={"point": {}})
+        told.on_trial_error(1, [], lost)
+        (trial,) = progress.live.to_json()["trials"]
+        assert (trial["state"], trial["message"]) == ("failed", "its process was lost")
+        assert progress.live.to_json()["lines"][-1] == "uniform-8: failed, the others go on; the reason is in the table"
