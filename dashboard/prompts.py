@@ -53,20 +53,19 @@ def _chat_ids(conversation: Conversation, processor: Any) -> list[int]:
     tokenizer = processor.tokenizer
     messages: list[dict[str, Any]] = []
     for exchange in conversation:
-        text = {"type": "text", "text": exchange.question}
-        messages.append({"role": "user", "content": [*[{"type": "image"}] * len(exchange.images), text]})
-        if exchange is not conversation[-1]:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": exchange.answer}]})
+        question, answer = ({"type": "text", "text": said} for said in (exchange.question, exchange.answer))
+        messages.append({"role": "user", "content": [*[{"type": "image"}] * len(exchange.images), question]})
+        messages.append({"role": "assistant", "content": [answer]})
     try:
-        (rendered,), _ = render_jinja_template(
-            [messages],
+        texts, _ = render_jinja_template(
+            [messages[:-1]],
             chat_template=processor.chat_template or tokenizer.chat_template,
             add_generation_prompt=True,
             **tokenizer.special_tokens_map,
         )
     except (TemplateError, TypeError, ValueError) as error:
         raise DataError(f"the model's chat template fails on the conversation: {error}") from error
-    text, _ = image_text(processor).write(rendered)
+    text, _ = image_text(processor).write(str(texts[0]))
     started = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     (encoding,) = tokenize([text], tokenizer, add_special_tokens=not started)
     ids: list[int] = encoding.ids

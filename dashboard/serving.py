@@ -92,7 +92,6 @@ def _replica(resident: int) -> type:
     class Replica:
         def __init__(self, base: Base, at_once: int, gpu: bool):
             self._pool = ThreadPoolExecutor(at_once, "answer")
-            self._active = 0
             self._problem, self._engine = "", None
             try:
                 self._engine = _load(base, gpu)
@@ -106,11 +105,7 @@ def _replica(resident: int) -> type:
             """Why the base could not be loaded; empty where it was."""
             return self._problem
 
-        async def active(self) -> int:
-            """Answers that are being worked on."""
-            return self._active
-
-        @serve.multiplexed(max_num_models_per_replica=resident)
+        @serve.multiplexed(max_num_models_per_replica=resident)  # type: ignore[untyped-decorator]
         async def load(self, variant: str) -> Variant:
             key, _, removed = variant.partition("/")
             layers = tuple(int(layer) for layer in removed.split(".") if layer)
@@ -122,14 +117,11 @@ def _replica(resident: int) -> type:
             events: asyncio.Queue[Event] = asyncio.Queue()
 
             def work(variant: Variant) -> None:
-                self._active += 1
                 try:
                     for event in _loaded(self._engine, self._problem).answer(variant, asked, decoding, stop.is_set):
                         loop.call_soon_threadsafe(events.put_nowait, event)
                 except Exception as error:
                     loop.call_soon_threadsafe(events.put_nowait, _refusal(error))
-                finally:
-                    self._active -= 1
 
             try:
                 variant = await self.load(serve.get_multiplexed_model_id())
