@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shlex
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class Answers:
 
     async def ask(
         self, base: Base, variant: str, conversation: Conversation, decoding: Decoding, session: str
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """The events of an answer, the last of which is an `End` or a `Refused`.
 
         Whoever closes this iterator, or whose task is cancelled, frees the replica at its next token.
@@ -142,7 +142,7 @@ class Answers:
 
     async def _events(
         self, base: Base, variant: str, conversation: Conversation, decoding: Decoding, stop: asyncio.Event
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         import ray
         from ray.serve import exceptions
 

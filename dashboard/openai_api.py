@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -174,9 +174,9 @@ class _Reply:
     model: str
     created: int
 
-    async def whole(self, events: AsyncIterator[Event], request: Request) -> dict[str, Any]:
+    async def whole(self, events: AsyncGenerator[Event, None], request: Request) -> dict[str, Any]:
         text, end = "", None
-        async with aclosing(events):  # type: ignore[type-var]
+        async with aclosing(events):
             async for event in events:
                 if isinstance(event, Piece):
                     text += event.text
@@ -193,9 +193,9 @@ class _Reply:
         }
         return {**self._head("chat.completion"), "choices": [choice], "usage": _usage(end)}
 
-    async def chunks(self, first: Event, rest: AsyncIterator[Event], usage: bool) -> AsyncIterator[str]:
+    async def chunks(self, first: Event, rest: AsyncGenerator[Event, None], usage: bool) -> AsyncIterator[str]:
         """Server-sent events; an error that comes late is the last of them."""
-        async with aclosing(rest):  # type: ignore[type-var]
+        async with aclosing(rest):
             yield self._chunk({"role": "assistant", "content": ""})
             try:
                 event: Event | None = first
@@ -241,10 +241,10 @@ async def _read(request: Request) -> ChatRequest:
         raise ApiError(400, "the request is not JSON") from None
 
 
-async def _checked(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _checked(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
     """The events, refusals and errors as `ApiError`."""
     try:
-        async with aclosing(events):  # type: ignore[type-var]
+        async with aclosing(events):
             async for event in events:
                 if not isinstance(event, Piece | End):
                     raise ApiError(400, event.message)

@@ -64,8 +64,8 @@ def rate(votes: Sequence[Sequence[Pair]], *, samples: int = 300, seed: int = 0) 
 def strengths(points: Matrix, prior: float = _PRIOR) -> Matrix:
     """Bradley-Terry strengths, their geometric mean 1, of `points[i, j]` that i has against j.
 
-    The maximum of the likelihood (Bradley and Terry 1952) by Newton's steps in the logarithms, in which it is concave. A
-    tie is half a point for both.
+    The maximum of the likelihood (Bradley and Terry 1952) by Newton's steps in the logarithms, in which it is concave.
+    A tie is half a point for both.
 
     Args:
         prior: points that everyone is given in a drawn game against an imagined opponent of strength 1. Without, a
