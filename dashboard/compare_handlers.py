@@ -182,6 +182,8 @@ class Handlers:
             base = base_of(self._site.store, self._site.catalogue.context(talk.sweep))
             if (state := self._answers.prepare(base)).kind == "loading":
                 yield gr.skip(), speed_html(state.message)
+                await self._answers.ready(base)
+                begun = time.monotonic()
             asked, variant = talk.conversation(column), variant_id(talk.rows[column])
             async with aclosing(self._answers.ask(base, variant, asked, talk.decoding, _session(request))) as events:
                 async for event in events:

@@ -48,29 +48,6 @@ def build(site: Site) -> ComparePage:
             scale=1,
             elem_id="compare-mode",
         )
-    notice = gr.HTML(notice_html(""), elem_id="compare-notice")
-    columns = []
-    with gr.Row(equal_height=False):
-        for place, letter in enumerate(LETTERS):
-            with gr.Column(min_width=280, visible=place < 2) as column:
-                heading = gr.HTML(heading_html(f"Model {letter}", ""))
-                chat = gr.Chatbot(
-                    label=f"Answers of model {letter}",
-                    elem_id=f"compare-chat-{letter}",
-                    height=380,
-                    render_markdown=False,  # what a model or a person wrote is text, whatever it looks like
-                    sanitize_html=True,
-                    allow_tags=False,
-                    latex_delimiters=[],
-                    allow_file_downloads=False,
-                    buttons=["copy"],
-                    placeholder="No answer yet",
-                )
-                speed = gr.HTML("", elem_id=f"compare-speed-{letter}")
-            columns.append(_Column(column, heading, chat, speed))
-    with gr.Row(elem_id="compare-votes"):
-        votes = [gr.Button(f"{letter} is best", size="sm", interactive=False, visible=False) for letter in LETTERS]
-        votes += [gr.Button(text, size="sm", interactive=False, visible=False) for text in ("Tie", "None is good")]
     box = gr.MultimodalTextbox(
         label="Your question, with an image if you like",
         placeholder=f"Add an image and ask about it (without words: {DEFAULT_QUESTION})",
@@ -84,10 +61,34 @@ def build(site: Site) -> ComparePage:
         stop = gr.Button("Stop", size="sm", elem_id="compare-stop")
         again = gr.Button("Regenerate", size="sm", elem_id="compare-again")
         clear = gr.Button("Clear", size="sm", elem_id="compare-clear")
+    notice = gr.HTML(notice_html(""), elem_id="compare-notice")
+    columns = []
+    with gr.Row(equal_height=False):
+        for place, letter in enumerate(LETTERS):
+            with gr.Column(min_width=280, visible=place < 2) as column:
+                heading = gr.HTML(heading_html(f"Model {letter}", ""))
+                chat = gr.Chatbot(
+                    label=f"Answers of model {letter}",
+                    elem_id=f"compare-chat-{letter}",
+                    height=340,
+                    render_markdown=False,
+                    sanitize_html=True,
+                    allow_tags=False,
+                    latex_delimiters=[],
+                    allow_file_downloads=False,
+                    buttons=[],
+                    placeholder="No answer yet",
+                )
+                speed = gr.HTML("", elem_id=f"compare-speed-{letter}")
+            columns.append(_Column(column, heading, chat, speed))
+    with gr.Row(elem_id="compare-votes"):
+        votes = [gr.Button(f"{letter} is best", size="sm", interactive=False, visible=False) for letter in LETTERS]
+        votes += [gr.Button(text, size="sm", interactive=False, visible=False) for text in ("Tie", "None is good")]
     gallery = gr.Gallery(
         label="Questions from the evaluation data: choose one to ask it",
         columns=SAMPLES,
-        height=180,
+        fit_columns=False,
+        height=220,
         allow_preview=False,
         interactive=False,
         object_fit="contain",
@@ -109,7 +110,8 @@ def build(site: Site) -> ComparePage:
     gr.on(None, page.opened, [], [sweep, chosen, gallery, samples, notice])
     sweep.input(page.sweep_chosen, [sweep], [chosen, gallery, samples, notice])
     gr.on([sweep.change, chosen.change, mode.change], page.fresh, [talk, *who], outputs, show_progress="hidden")
-    clear.click(page.fresh, [talk, *who], outputs, show_progress="hidden")
+    emptied = [clear.click, *(column.chat.clear for column in columns)]
+    gr.on(emptied, page.fresh, [talk, *who], outputs, show_progress="hidden")
     box.focus(page.warm, [sweep], [notice], show_progress="hidden")
     gallery.select(page.sample, [samples], [box], show_progress="hidden")
     sent = box.submit(page.ask, [box, talk, *who, *settings], [*outputs, box], show_progress="hidden")

@@ -37,13 +37,14 @@ def board(talk: Talk) -> tuple[Any, ...]:
 
 
 def messages(talk: Talk, column: int) -> list[Any]:
+    """The messages of a column. Gradio puts their text into the page as HTML, with or without Markdown."""
     found: list[dict[str, Any]] = []
     for exchange, shown, answer in zip(talk.asked, talk.shown, talk.answers[column], strict=True):
         if shown is not None:
             found.append({"role": "user", "content": {"path": shown, "alt_text": "the image of the question"}})
-        found.append({"role": "user", "content": exchange.question})
+        found.append({"role": "user", "content": html.escape(exchange.question, quote=False)})
         if answer:
-            found.append({"role": "assistant", "content": answer})
+            found.append({"role": "assistant", "content": html.escape(answer, quote=False)})
     return found
 
 

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
@@ -53,14 +53,22 @@ class Engine:
         store: where the deltas are.
         model: the base, as a sweep names it.
         template: of conversations; None for the one that the base was trained with.
+        precision: "auto" is what sweeps take on such a device.
 
     Raises:
         ModelError: the base cannot be found or loaded.
     """
 
-    def __init__(self, store: Store, model: str, template: str | None, device: torch.device):
+    def __init__(
+        self,
+        store: Store,
+        model: str,
+        template: str | None,
+        device: torch.device,
+        precision: Literal["auto", "bf16", "fp32"] = "auto",
+    ):
         path = resolve_model(model)
-        precision = resolve_precision("auto", device.type == "cuda")
+        precision = resolve_precision(precision, device.type == "cuda")
         self.template = template or conversation(model, path)
         self.processor = load_processor(path)
         self._store, self._device, self._base = store, device, base_identity(path)

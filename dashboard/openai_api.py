@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import socket
 import threading
 import time
 import uuid
@@ -104,7 +105,7 @@ def build_api(store: Store, catalogue: Catalogue, answers: Answers, *, token: st
             raise ApiError(403, "the endpoint answers requests to 127.0.0.1 and localhost alone")
         if token is not None:
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not secrets.compare_digest(given.encode(), token.encode()):
+            if not secrets.compare_digest(given.encode("latin-1"), token.encode()):
                 raise ApiError(
                     401, "the token is missing or wrong: send Authorization: Bearer TOKEN", code="invalid_api_key"
                 )
@@ -147,16 +148,15 @@ class ApiServer:
     ):
         check_token(host, token)
         api = build_api(store, catalogue, answers, token=token, local=host in LOOPBACK)
-        self._server = uvicorn.Server(
-            uvicorn.Config(api, host=host, port=port, log_level="warning", access_log=False, limit_concurrency=256)
-        )
-        self._thread = threading.Thread(target=self._server.run, name="vrray-api", daemon=True)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            self._socket = socket.create_server((host, port), family=family)
+        except OSError as error:
+            raise SpecError(f"--api-port {port}: {host} cannot be bound ({error.strerror}); choose another") from None
+        self.port: int = self._socket.getsockname()[1]
+        self._server = uvicorn.Server(uvicorn.Config(api, log_level="warning", access_log=False, limit_concurrency=256))
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="vrray-api", daemon=True)
         self._thread.start()
-        while not self._server.started:
-            if not self._thread.is_alive():
-                raise SpecError(f"--api-port {port}: the port of {host} cannot be used; choose another one")
-            time.sleep(0.02)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
 
     def close(self) -> None:
         """End the server; answers under way are cut off after 2 s."""
@@ -164,6 +164,7 @@ class ApiServer:
         self._thread.join(2)
         self._server.force_exit = True
         self._thread.join(5)
+        self._socket.close()
 
 
 @dataclass(frozen=True)

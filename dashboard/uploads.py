@@ -65,11 +65,11 @@ def read_upload(path: str, folder: str | os.PathLike[str]) -> bytes:
     Raises:
         DataError: the path leads elsewhere, or the image is refused (`accept_image`).
     """
-    real, inside = os.path.realpath(path), os.path.realpath(folder)
     try:
+        real, inside = os.path.realpath(path), os.path.realpath(folder)
         if os.path.commonpath((real, inside)) != inside:
             raise DataError("the image is not an upload; choose the file again")
-        with open(real, "rb") as file:
+        with open(real, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DataError("the upload is not a file; choose the file again")
@@ -121,3 +121,7 @@ def _declared_size(data: bytes, name: str) -> tuple[int, int]:
         raise DataError(f"{name} is far too large; at most {MAX_PIXELS / 1e6:.0f} million pixels are taken") from None
     except Exception:  # decoders raise whatever a damaged file leads them to
         return 0, 0
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else a named pipe waits for its writer

@@ -1,13 +1,15 @@
 """An app with the Compare and the Votes page over a store that can answer, in a process of its own.
 
-Arguments: folder of the store, port. Prints "up" when it listens. With three arguments, the third names another base
-than the demo LVLM.
+Arguments: folder of the store, port, and who answers: "real", a Ray Serve deployment with two places, or "scripted",
+lines that a model might say, without Ray. Prints "up" when it listens.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import gradio as gr
@@ -15,8 +17,10 @@ import ray
 from PIL import Image, ImageDraw
 
 from dashboard import compare_page, votes_page
-from dashboard.answers import connect
-from dashboard.serving import Scale
+from dashboard.answers import State, connect
+from dashboard.conversation import Busy, Conversation, Decoding, End, Event, Piece, Refused
+from dashboard.limits import Limits
+from dashboard.serving import Base, Scale
 from dashboard.site import Site
 from dashboard.uploads import MAX_BYTES
 from dashboard.votes import Votes
@@ -24,12 +28,49 @@ from tests.dashboard.answering import SmallCatalogue, answering_store
 from vrray.models.loading import resolve_model
 
 
-def main(folder: str, port: str, model: str = "smol") -> None:
-    store = answering_store(Path(folder), resolve_model("smol"), model)
+HTML = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> <b>not bold</b> 1 < 2 & [a](javascript:1)'
+
+
+class Scripted:
+    """Answers as `dashboard.answers.Answers` gives them; what the question asks for happens."""
+
+    def __init__(self) -> None:
+        self.limits = Limits()
+
+    def prepare(self, base: Base) -> State:
+        return State("ready", "")
+
+    retry = prepare
+
+    async def ask(
+        self, base: Base, variant: str, conversation: Conversation, decoding: Decoding, session: str
+    ) -> AsyncGenerator[Event, None]:
+        question = conversation[-1].question
+        if "busy" in question:
+            raise Busy("busy: all 2 places are taken and 100 requests wait; try again in a moment")
+        if "refuse" in question and variant.endswith("/1"):
+            yield Refused("the conversation is too long")
+            return
+        said = HTML if "HTML" in question else f"{len(conversation)}. I see a disc."
+        for word in said.split(" "):
+            await asyncio.sleep(0.01)
+            yield Piece(f"{word} ")
+        yield End("stop", 20, len(said.split(" ")), 0.1, 0.5)
+
+    def stop(self, session: str) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
+def main(folder: str, port: str, kind: str) -> None:
+    store = answering_store(Path(folder), resolve_model("smol"), "smol")
     image = Image.new("RGB", (96, 96), "white")
     ImageDraw.Draw(image).ellipse((20, 20, 76, 76), fill="red")
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    answers = connect(store, scale=Scale())
+    if kind == "real":
+        ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    answers = connect(store, scale=Scale(at_once=2)) if kind == "real" else Scripted()
     site = Site(store, SmallCatalogue(store, image), answers, Votes(store))  # type: ignore[arg-type]
     with gr.Blocks(title="Compare") as app:
         with gr.Tab("Sweep"):

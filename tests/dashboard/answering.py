@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ def answering_store(folder: Path, model: Path, name: str) -> Store:
     rows = []
     for region in (place("top", depth, 2), place("all", depth, 1), Region.none(depth)):
         key = f"{len(region):020x}"
-        delta = Delta(_tensors(whole, region, base), region, base, "full")
-        store.put(DELTA, key, delta.save, {"train_seconds": 1.0, "step_seconds": 0.1, "peak_mib": 1.0})
+        store.put(
+            DELTA, key, _delta(whole, region, base).save, {"train_seconds": 1.0, "step_seconds": 0.1, "peak_mib": 1.0}
+        )
         variant = region.name if len(region) else "untuned"
-        rows.append(_row(region, variant, key, [], 1000))
+        rows.append(_row(region, variant, key, [], whole.num_parameters()))
         if region.placement == "top":
-            rows.append(_row(region, f"{variant}-prune1", key, [1], 900))
+            rows.append(_row(region, f"{variant}-prune1", key, [depth // 2], whole.num_parameters() * 29 // 30))
     rows.append({**_row(Region.none(depth), "broken", "f" * 20, [], 1), "status": "failed: not run"})
     store.write_table(f"sweeps/{SWEEP}/table.parquet", pa.Table.from_pylist(rows))
     context = {"model": name, "command": f"jobs/sweep.py --name {SWEEP}", "data": "demo"}
@@ -40,16 +42,22 @@ def answering_store(folder: Path, model: Path, name: str) -> Store:
     return store
 
 
-def _tensors(whole: Any, region: Region, base: str) -> dict[str, torch.Tensor]:
-    """What a training of the region would hold; weights are the base's, a little changed where layers are tuned."""
-    empty = Delta({}, region, base, "full")
+def _delta(whole: Any, region: Region, base: str) -> Delta:
+    """What a training of the region would hold: a little noise on its layers, as adapters where all are tuned."""
+    adapters = region.placement == "all"
+    empty = Delta({}, region, base, "lora" if adapters else "full", 2, 2)
     generator = torch.Generator().manual_seed(len(region))
     tensors = {}
     for name in sorted(_expected_names(whole, empty)):
         weight = whole.get_parameter(name).detach()
-        change = 0.3 / max(1, len(region)) ** 0.5 if len(region) else 0.0
-        tensors[name] = weight * (1 + change * torch.randn(weight.shape, generator=generator))
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+        noise = 0.1 * torch.randn(weight.shape, generator=generator) if len(region) and not adapters else 0.0
+        if adapters and ".layers." in name:
+            module = name.removesuffix(".weight")
+            tensors[f"{module}.lora_A"] = torch.randn((2, weight.shape[1]), generator=generator)
+            tensors[f"{module}.lora_B"] = 0.002 * torch.randn((weight.shape[0], 2), generator=generator)
+        else:
+            tensors[name] = (weight * (1 + noise)).clone()
+    return replace(empty, tensors=tensors)
 
 
 def _row(region: Region, variant: str, key: str, removed: list[int], parameters: int) -> dict[str, Any]:
