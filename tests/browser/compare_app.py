@@ -1,7 +1,7 @@
 """An app with the Compare and the Votes page over a store that can answer, in a process of its own.
 
-Arguments: folder of the store, port, and who answers: "real", a Ray Serve deployment with two places, or "scripted",
-lines that a model might say, without Ray. Prints "up" when it listens.
+Arguments: folder of the store, port, and who answers: "real", a Ray Serve deployment with two places, "load", one
+with four, or "scripted", lines that a model might say, without Ray. Prints "up" when it listens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from dashboard.uploads import MAX_BYTES
 from dashboard.votes import Votes
 from tests.dashboard.answering import SmallCatalogue, answering_store
 from vrray.models.loading import resolve_model
-
 
 HTML = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script> <b>not bold</b> 1 < 2 & [a](javascript:1)'
 
@@ -68,9 +67,10 @@ def main(folder: str, port: str, kind: str) -> None:
     store = answering_store(Path(folder), resolve_model("smol"), "smol")
     image = Image.new("RGB", (96, 96), "white")
     ImageDraw.Draw(image).ellipse((20, 20, 76, 76), fill="red")
-    if kind == "real":
+    places = {"real": 2, "load": 4}.get(kind)
+    if places is not None:
         ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    answers = connect(store, scale=Scale(at_once=2)) if kind == "real" else Scripted()
+    answers = Scripted() if places is None else connect(store, scale=Scale(at_once=places))
     site = Site(store, SmallCatalogue(store, image), answers, Votes(store))  # type: ignore[arg-type]
     with gr.Blocks(title="Compare") as app:
         with gr.Tab("Sweep"):

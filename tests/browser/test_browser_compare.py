@@ -1,4 +1,4 @@
-"""The Compare and Votes pages in a real browser: with a real deployment, and with scripted answers where it must fail."""
+"""The Compare and Votes pages in a real browser, with a real deployment and with scripted answers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
+from tests.cluster.commands import ROOT, free_port
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 pytest.importorskip("ray.serve", reason="needs ray[serve]", exc_type=ImportError)
-
-from tests.cluster.commands import ROOT, free_port
 
 CHROMIUM = Path("/usr/bin/chromium")
 if not CHROMIUM.exists():
@@ -297,3 +298,28 @@ def test_the_page_fits_its_window(
         expect(page.get_by_role("button", name="Tie")).to_be_enabled()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         screenshot(page, f"{width}-{scheme}")
+
+
+def test_requests_cannot_name_files_or_send_too_much(scripted: tuple[str, Path], tmp_path: Path) -> None:
+    """Without a browser, as somebody would who writes requests by hand."""
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    with httpx.Client(base_url=scripted[0], timeout=20) as client:
+        config = client.get("/config").json()
+        box = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "compare-box")
+        event = next(each for each in config["dependencies"] if [box, "submit"] in each["targets"])
+        for path in (str(secret), "/etc/passwd", "../../../etc/passwd", "/proc/self/environ"):
+            for address in (f"/gradio_api/file={path}", f"/file={path}", f"/gradio_api/upload/{path}"):
+                assert client.get(address).status_code in (403, 404, 405)
+            files = [{"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}]
+            body = {"fn_index": event["id"], "session_hash": "hand", "trigger_id": None}
+            data = [{"text": "What?", "files": files}, None, "places", ["all", "untuned"], "Named", 8, 0, 1, 0]
+            assert client.post("/gradio_api/queue/join", json={**body, "data": data}).status_code == 200
+            with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "hand"}) as stream:
+                ended = next(line for line in stream.iter_lines() if "process_completed" in line)
+            assert '"success":false' in ended or "is not an upload" in ended
+            assert "Traceback" not in ended
+        large = {"files": ("a.png", bytes((10 << 20) + 1), "image/png")}
+        assert client.post("/gradio_api/upload", files=large).status_code == 413
+        direct = client.post(f"/gradio_api/run/{event.get('api_name')}", json={"data": []})
+        assert direct.status_code in (401, 403, 404)
