@@ -107,6 +107,7 @@ class Handlers:
     async def fresh(self, talk: Talk, sweep: str, chosen: list[str], mode: str, request: gr.Request) -> tuple[Any, ...]:
         """A new conversation with what is chosen; answers under way end."""
         if talk.pending:
+            talk.leave()
             self._answers.stop(_session(request))
         try:
             rows = self._site.catalogue.table(sweep).to_pylist()
@@ -205,7 +206,8 @@ class Handlers:
         finally:
             if talk.number == number:
                 talk.pending.discard(column)
-        yield messages(talk, column), speed_html(speed_text(talk, column))
+        if talk.number == number:
+            yield messages(talk, column), speed_html(speed_text(talk, column))
 
     async def settled(self, talk: Talk) -> tuple[Any, ...]:
         """When a column has ended: votes are open after the last; a question that none could answer is taken back."""

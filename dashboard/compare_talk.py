@@ -81,6 +81,11 @@ class Talk:
         self.speed = [""] * len(self.rows)
         self.pending = set(range(len(self.rows)))
 
+    def leave(self) -> None:
+        """Want no answer any more that is still coming."""
+        self.number += 1
+        self.pending.clear()
+
     def drop_last(self) -> None:
         """Take the last question back, where no column answered it: nothing of it stays in the conversation."""
         self.asked.pop()

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from dashboard.answers import Answers, base_of
 from dashboard.catalogue import Catalogue
 from dashboard.conversation import Busy, End, Event, Piece
+from dashboard.openai_reply import Reply
 from dashboard.openai_types import ApiError, ChatRequest, conversation_of, decoding_of
 from dashboard.serving import Base, variant_id
 from vrray.errors import ClusterError, DataError, SpecError, VrrayError
@@ -125,7 +126,7 @@ def build_api(store: Store, catalogue: Catalogue, answers: Answers, *, token: st
         conversation = await _in_thread(conversation_of, asked)
         session = f"api:{request.client.host if request.client else ''}"
         events = answers.ask(served.base, served.variant, conversation, decoding_of(asked, answers.limits), session)
-        reply = _Reply(f"chatcmpl-{uuid.uuid4().hex}", served.name, int(time.time()))
+        reply = Reply(f"chatcmpl-{uuid.uuid4().hex}", served.name, int(time.time()))
         if not asked.stream:
             return JSONResponse(await reply.whole(_checked(events), request))
         started = _checked(events)
@@ -165,59 +166,6 @@ class ApiServer:
         self._server.force_exit = True
         self._thread.join(5)
         self._socket.close()
-
-
-@dataclass(frozen=True)
-class _Reply:
-    """A completion in OpenAI's two forms."""
-
-    id: str
-    model: str
-    created: int
-
-    async def whole(self, events: AsyncGenerator[Event, None], request: Request) -> dict[str, Any]:
-        text, end = "", None
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, Piece):
-                    text += event.text
-                elif isinstance(event, End):
-                    end = event
-                if await request.is_disconnected():
-                    raise ApiError(499, "the client has gone")
-        assert end is not None
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "finish_reason": end.finish,
-            "logprobs": None,
-        }
-        return {**self._head("chat.completion"), "choices": [choice], "usage": _usage(end)}
-
-    async def chunks(self, first: Event, rest: AsyncGenerator[Event, None], usage: bool) -> AsyncIterator[str]:
-        """Server-sent events; an error that comes late is the last of them."""
-        async with aclosing(rest):
-            yield self._chunk({"role": "assistant", "content": ""})
-            try:
-                event: Event | None = first
-                while event is not None:
-                    if isinstance(event, Piece):
-                        yield self._chunk({"content": event.text})
-                    elif isinstance(event, End):
-                        yield self._chunk({}, event.finish)
-                        if usage:
-                            yield _sse({**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(event)})
-                    event = await anext(rest, None)
-            except ApiError as error:
-                yield _sse(error.body())
-            yield "data: [DONE]\n\n"
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    def _chunk(self, delta: dict[str, str], finish: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return _sse({**self._head("chat.completion.chunk"), "choices": [choice]})
 
 
 async def _read(request: Request) -> ChatRequest:
@@ -271,15 +219,6 @@ async def _in_thread(function: Any, *arguments: Any) -> Any:
 def _host_of(request: Request) -> str:
     host = request.headers.get("host", "")
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-
-
-def _usage(end: End) -> dict[str, int]:
-    prompt, said = end.prompt_tokens, end.tokens
-    return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
-
-
-def _sse(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body)}\n\n"
 
 
 async def _as_json(request: Request, error: Exception) -> Response:

@@ -190,6 +190,19 @@ def test_stop_ends_the_answers_and_frees_their_places(real: tuple[str, Path], pa
     expect(speed(page, "B")).to_contain_text("tokens/s", timeout=40_000)
 
 
+def test_clear_while_answers_come_leaves_nothing_of_them(real: tuple[str, Path], page: Any) -> None:
+    visit(page, real[0])
+    allow(page, 1000)
+    ask(page, LONG)
+    expect(answer(page, "A")).not_to_be_empty(timeout=60_000)
+    page.get_by_role("button", name="Clear", exact=True).last.click()
+    expect(answer(page, "A")).to_have_count(0)
+    page.wait_for_timeout(1500)
+    for letter in "AB":
+        expect(answer(page, letter)).to_have_count(0)
+        expect(speed(page, letter)).to_be_empty()
+
+
 def test_a_reload_leaves_nothing_behind_and_frees_the_places(real: tuple[str, Path], page: Any) -> None:
     visit(page, real[0])
     allow(page, 1000)
