@@ -47,7 +47,7 @@ class Scripted:
         question = conversation[-1].question
         if "busy" in question:
             raise Busy("busy: all 2 places are taken and 100 requests wait; try again in a moment")
-        if "refuse" in question and variant.endswith("/1"):
+        if "refuse" in question and variant.partition("/")[2]:
             yield Refused("the conversation is too long")
             return
         said = HTML if "HTML" in question else f"{len(conversation)}. I see a disc."
