@@ -6,15 +6,19 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from dashboard import examples_page, regions_page, sweep_page
+from dashboard import compare_page, examples_page, regions_page, sweep_page, votes_page
+from dashboard.answers import connect
 from dashboard.catalogue import Catalogue
 from dashboard.markup import shown_uri, tag
+from dashboard.openai_api import ApiServer, check_token
+from dashboard.serving import Scale
 from dashboard.site import Site
 from dashboard.theme import CSS, theme
+from dashboard.uploads import MAX_BYTES
+from dashboard.votes import Votes
 from vrray.errors import SpecError
 from vrray.store import Store
 
-MAX_UPLOAD = "16mb"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _CACHE_SECONDS = (3600, 24 * 3600)  # how often Gradio's copies of served files are looked through, how old they get
 
@@ -39,6 +43,22 @@ class Launch:
             )
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Where OpenAI's chat completions are answered, and the token that they must send.
+
+    Raises:
+        SpecError: others could reach it and no token is asked for.
+    """
+
+    host: str
+    port: int
+    token: str | None
+
+    def __post_init__(self) -> None:
+        check_token(self.host, self.token)
+
+
 def parse_auth(text: str) -> tuple[str, str]:
     """
     Raises:
@@ -60,12 +80,14 @@ def build_app(site: Site) -> gr.Blocks:
         with gr.Tabs():
             with gr.Tab("Sweep", id="sweep"):
                 sweep_page.build(site)
-            # MERGE: the tab "Compare" (compare_page.build) comes here.
+            with gr.Tab("Compare", id="compare"):
+                compare_page.build(site)
             with gr.Tab("Examples", id="examples"):
                 examples_page.build(site)
             with gr.Tab("Regions", id="regions"):
                 regions_page.build(site)
-            # MERGE: the tab "Votes" (votes_page.build) comes here.
+            with gr.Tab("Votes", id="votes"):
+                votes_page.build(site)
     return app
 
 
@@ -79,7 +101,7 @@ def launch(app: gr.Blocks, where: Launch, *, block: bool = True) -> str:
         server_name=where.host,
         server_port=where.port,
         auth=where.auth,
-        max_file_size=MAX_UPLOAD,
+        max_file_size=MAX_BYTES,
         allowed_paths=[],
         theme=theme(),
         css=CSS,
@@ -97,7 +119,20 @@ def launch(app: gr.Blocks, where: Launch, *, block: bool = True) -> str:
     return url
 
 
-def run(storage: str, where: Launch) -> None:
-    """`vrray dashboard`."""
+def run(storage: str, where: Launch, endpoint: Endpoint | None = None, *, replicas: int = 1) -> None:
+    """`vrray dashboard`: the pages, and the endpoint where it is wanted, until they are interrupted.
+
+    Ray and the model are started by the first question, in `replicas` copies.
+    """
     store = Store(storage)
-    launch(build_app(Site(store, Catalogue(store))), where)
+    catalogue, answers = Catalogue(store), connect(store, scale=Scale(replicas=replicas))
+    server = None
+    try:
+        if endpoint is not None:
+            server = ApiServer(store, catalogue, answers, **vars(endpoint))
+            print(f"endpoint: http://{endpoint.host}:{server.port}/v1", flush=True)
+        launch(build_app(Site(store, catalogue, answers, Votes(store))), where)
+    finally:
+        if server is not None:
+            server.close()
+        answers.close()

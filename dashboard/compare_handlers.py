@@ -47,7 +47,14 @@ class Handlers:
         if not sweeps:
             text = "No finished sweep here yet. Run jobs/sweep.py with this --storage, then reload the page."
             return gr.Dropdown(choices=[]), gr.Dropdown(choices=[]), [], [], notice_html(text)
-        return gr.Dropdown(choices=sweeps, value=sweeps[0]), *self.sweep_chosen(sweeps[0])
+        first = next((sweep for sweep in sweeps if self._is_finished(sweep)), sweeps[0])
+        return gr.Dropdown(choices=sweeps, value=first), *self.sweep_chosen(first)
+
+    def _is_finished(self, sweep: str) -> bool:
+        try:
+            return self._site.catalogue.table(sweep).num_rows > 0
+        except VrrayError:
+            return False
 
     def sweep_chosen(self, sweep: str) -> tuple[Any, ...]:
         """Its variants, and samples of what it was evaluated on."""

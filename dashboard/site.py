@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from dashboard.answers import Answers
 from dashboard.catalogue import Catalogue
+from dashboard.votes import Votes
 from vrray.store import Store
 
 
@@ -15,5 +16,5 @@ class Site:
 
     store: Store
     catalogue: Catalogue
-    answers: Any | None = None
-    votes: Any | None = None
+    answers: Answers | None = None
+    votes: Votes | None = None

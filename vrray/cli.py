@@ -150,6 +150,10 @@ def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="[7860]")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="what the browser asks for")
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="copies of a base that answer [1]")
+    api = "also answer OpenAI's chat completions there [no endpoint]"
+    parser.add_argument("--api-port", type=int, metavar="N", help=api)
+    parser.add_argument("--api-token", metavar="TOKEN", help="what their clients must send")
     parser.set_defaults(run=_dashboard)
 
 
@@ -160,10 +164,16 @@ def _dashboard(options: argparse.Namespace) -> None:
 
     if find_spec("gradio") is None or find_spec("dashboard") is None:
         raise SpecError("the dashboard needs its extra: pip install 'vrray[dashboard]'")
-    from dashboard.app import Launch, parse_auth, run
+    from dashboard.app import Endpoint, Launch, parse_auth, run
 
+    if options.replicas < 1:
+        raise SpecError("--replicas must be at least 1")
+    if options.api_token is not None and options.api_port is None:
+        raise SpecError("--api-token is of the endpoint: say where it listens with --api-port")
     auth = None if options.auth is None else parse_auth(options.auth)
-    run(options.store, Launch(options.host, options.port, auth))
+    where = Launch(options.host, options.port, auth)
+    endpoint = None if options.api_port is None else Endpoint(options.host, options.api_port, options.api_token)
+    run(options.store, where, endpoint, replicas=options.replicas)
 
 
 if __name__ == "__main__":

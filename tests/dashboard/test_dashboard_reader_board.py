@@ -63,7 +63,7 @@ def test_ties_are_those_of_the_table_where_it_has_them(board: Board) -> None:
     overlapping = {board.variants[row] for row in np.flatnonzero(board.tied)}
     assert overlapping and "all" not in overlapping and "top-3-prune4" not in overlapping
     said = pa.array([name == "top-3-prune4" for name in board.variants])
-    told = Board.of(board.table.append_column("tied_with_best", said))
+    told = Board.of(board.table.append_column("ties_best_visual", said))
     assert {told.variants[row] for row in np.flatnonzero(told.tied)} == {"top-3-prune4"}
 
 
