@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vrray.data.tasks import Ability
-from vrray.evaluate.run import read_records
+from vrray.evaluate.records import read_records
 from vrray.report.canvas import BODY, GRID, caption, new_figure, style, tidy, to_png
 from vrray.specs import SweepSpec
 from vrray.store import Store

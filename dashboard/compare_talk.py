@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dashboard.conversation import Decoding, End, Exchange
 from dashboard.votes import BAD, TIE, Vote
 from vrray.errors import DataError
-from vrray.sweep.table import choose
+from vrray.sweep.compare import choose
 
 LETTERS = "ABCD"
 MOST = len(LETTERS)

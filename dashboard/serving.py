@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ray import serve
-
 from dashboard.conversation import Conversation, Decoding, Event, Piece, Refused
 from vrray.errors import VrrayError
 from vrray.store import Store
 
 if TYPE_CHECKING:
+    from ray import serve
+
     from dashboard.engine import Engine, Variant
 
 DEPLOYMENT = "Answers"
@@ -74,6 +74,8 @@ def variant_id(row: Mapping[str, Any]) -> str:
 
 def application(base: Base, scale: Scale, gpus: float) -> serve.Application:
     """The deployment, to be given to `serve.run`."""
+    from ray import serve  # takes seconds to import, which the first page does not wait for
+
     replica = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=scale.replicas,
@@ -88,6 +90,7 @@ def application(base: Base, scale: Scale, gpus: float) -> serve.Application:
 
 def _replica(resident: int) -> type:
     """The class of replicas; how many variants one keeps is part of its definition."""
+    from ray import serve
 
     class Replica:
         def __init__(self, base: Base, at_once: int, gpu: bool):

@@ -24,7 +24,7 @@ class Sweep:
 
     def best(self) -> dict[str, Any]:
         """The row with the highest visual score on the select split."""
-        from vrray.sweep.table import choose
+        from vrray.sweep.compare import choose
 
         return choose(self.table)
 

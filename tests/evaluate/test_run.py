@@ -11,14 +11,8 @@ from ranks import run_ranks
 from tiny import Ground
 
 from vrray.data.tasks import Example, Task, TaskExamples
-from vrray.evaluate.run import (
-    Answered,
-    evaluate_tasks,
-    latency_ms_per_token,
-    read_records,
-    summarise,
-    write_records,
-)
+from vrray.evaluate.records import Answered, read_records, summarise, write_records
+from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token
 
 COLOURS = Task("colours", "visual", "exact", "")
 SINGLE = Task("single", "visual", "exact", "")

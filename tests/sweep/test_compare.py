@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vrray.data.tasks import Example, Task, TaskExamples
-from vrray.evaluate.run import Answered, summarise, write_records
+from vrray.evaluate.records import Answered, summarise, write_records
 from vrray.store import Store
 from vrray.sweep.compare import add_comparisons
 from vrray.sweep.trial import EVALUATION, evaluation_key

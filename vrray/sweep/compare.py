@@ -1,4 +1,4 @@
-"""How the variants of a sweep compare: with all-layer tuning, and with the best, by paired bootstrap."""
+"""How variants of a sweep compare, with all-layer tuning and with the best: paired bootstrap. Light to import."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from vrray.data.tasks import ABILITIES, Ability, TaskExamples
-from vrray.evaluate.run import read_records, scores_of
+from vrray.evaluate.records import read_records, scores_of
 from vrray.metrics import interval, resampled_means
+from vrray.region import Region
 from vrray.store import Store
 from vrray.sweep.trial import EVALUATION, evaluation_key
 
@@ -52,6 +54,19 @@ def add_comparisons(store: Store, tasks: Sequence[TaskExamples], rows: Iterable[
 def best_row(rows: Sequence[Row], ability: Ability) -> Row | None:
     """The row with the highest score; of equals, the one with fewer parameters, then by name."""
     return min(rows, key=lambda row: (-row[f"score_{ability}"], row["parameters"], row["variant"]), default=None)
+
+
+def choose(table: pa.Table) -> dict[str, Any]:
+    """The row with the highest visual score on the select split; of equals, the one with fewer parameters.
+
+    Without a visual task the textual score counts. The untuned base is a baseline and is not chosen.
+    """
+    finished = [
+        row for row in table.to_pylist() if row["status"] == "complete" and row["placement"] != Region.none(1).placement
+    ]
+    if not finished:
+        return {}
+    return best_row(finished, "visual" if finished[0]["score_visual"] is not None else "textual") or {}
 
 
 def is_ceiling(row: Row) -> bool:

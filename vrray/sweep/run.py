@@ -24,6 +24,7 @@ from vrray.report import draw_figures, format_leaderboard, render_report
 from vrray.scores.table import measurement_of
 from vrray.specs import SweepSpec
 from vrray.store import Store
+from vrray.sweep.compare import choose
 from vrray.sweep.jobs import VariantsJob
 from vrray.sweep.leaks import FILE as LEAKS
 from vrray.sweep.leaks import Leaks, sweep_leaks, training_of
@@ -31,7 +32,7 @@ from vrray.sweep.live import published
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.shown import write_shown
-from vrray.sweep.table import baselines, choose, sweep_table
+from vrray.sweep.table import baselines, sweep_table
 from vrray.sweep.trial import EVALUATION, Lacking, Measuring, evaluation_key, read_scores
 from vrray.train.desk import follow
 

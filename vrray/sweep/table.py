@@ -10,9 +10,8 @@ import pyarrow as pa
 from vrray.data.tasks import ABILITIES
 from vrray.errors import PruningError
 from vrray.plans import Plan
-from vrray.region import Region
 from vrray.store import Store
-from vrray.sweep.compare import add_comparisons, best_row
+from vrray.sweep.compare import add_comparisons
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.trial import DELTA, EVALUATION, Lacking, Trial, evaluation_key, healing, plans_of
 from vrray.train.memory import trained_parameters
@@ -28,19 +27,6 @@ def sweep_table(store: Store, prepared: Prepared, trials: Sequence[Trial], failu
     rows = _distinct_names(rows)
     add_comparisons(store, prepared.site.select, rows)
     return pa.Table.from_pylist(rows, schema=_schema(prepared))
-
-
-def choose(table: pa.Table) -> dict[str, Any]:
-    """The row with the highest visual score on the select split; of equals, the one with fewer parameters.
-
-    Without a visual task the textual score counts. The untuned base is a baseline and is not chosen.
-    """
-    finished = [
-        row for row in table.to_pylist() if row["status"] == "complete" and row["placement"] != Region.none(1).placement
-    ]
-    if not finished:
-        return {}
-    return best_row(finished, "visual" if finished[0]["score_visual"] is not None else "textual") or {}
 
 
 def baselines(table: pa.Table) -> list[dict[str, Any]]:

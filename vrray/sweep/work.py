@@ -21,7 +21,8 @@ from vrray.data.rows import FILES, Row, Rows
 from vrray.data.rows import KIND as ROWS
 from vrray.data.tasks import Ability, TaskExamples
 from vrray.errors import VrrayError
-from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token, summarise, write_records
+from vrray.evaluate.records import summarise, write_records
+from vrray.evaluate.run import evaluate_tasks, latency_ms_per_token
 from vrray.models.family import family_of, vision_tower
 from vrray.models.loading import decoder_layers
 from vrray.pruning import pruned
