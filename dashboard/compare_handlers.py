@@ -121,7 +121,7 @@ class Handlers:
             talk = new_talk(sweep, rows, chosen, blind=mode == "Blind")
         except VrrayError as error:
             return Talk(), *board(Talk()), notice_html(str(error))
-        return talk, *board(talk), gr.skip()
+        return talk, *board(talk), notice_html("")
 
     async def ask(
         self,
