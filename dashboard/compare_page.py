@@ -13,6 +13,8 @@ from dashboard.site import Site
 from dashboard.votes import BAD, TIE
 
 _AT_ONCE = 64  # answers of one column that may stream at the same time; the deployment's queue is what bounds them
+# Gradio puts a button beside images in a chat that would upload them to a public site; no option takes it away.
+_NO_SHARING = "<style>[id^=compare-chat] button[title=Share] { display: none; }</style>"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ def build(site: Site) -> ComparePage:
     page = Handlers(site)
     limits = site.answers.limits if site.answers is not None else None
     talk, samples = gr.State(Talk(), time_to_live=3600), gr.State([], time_to_live=3600)
+    gr.HTML(_NO_SHARING)
     gr.Markdown("Ask two to four variants the same question and see their answers side by side.")
     with gr.Row():
         sweep = gr.Dropdown(label="Sweep", choices=[], interactive=True, scale=1, elem_id="compare-sweep")

@@ -204,6 +204,11 @@ async def _checked(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event,
         raise ApiError(400, str(error)) from None
     except ClusterError as error:
         raise ApiError(503, str(error)) from None
+    except ApiError:
+        raise
+    except Exception as error:
+        LOG.exception("an answer failed")
+        raise ApiError(500, "the endpoint failed; its log says more") from error
 
 
 async def _in_thread(function: Any, *arguments: Any) -> Any:

@@ -310,6 +310,7 @@ def test_the_page_fits_its_window(
         page.locator("#compare-box .submit-button").click()
         expect(page.get_by_role("button", name="Tie")).to_be_enabled()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        expect(page.locator("#compare-chat-A").get_by_title("Share")).to_be_hidden()
         screenshot(page, f"{width}-{scheme}")
 
 
