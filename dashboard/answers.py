@@ -7,7 +7,7 @@ import logging
 import shlex
 import threading
 from collections.abc import AsyncGenerator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,6 +55,8 @@ class Answers:
         self._owns_ray = False
         self._stops: dict[str, set[asyncio.Event]] = {}
         self._starting = threading.Lock()
+        # One thread that stays: the kernel ends Ray's processes together with the thread that has started them.
+        self._starter = ThreadPoolExecutor(1, "vrray-serving")
 
     def prepare(self, base: Base) -> State:
         """Start the deployment of a base in the background, unless that was done; where it stands."""
@@ -64,7 +66,7 @@ class Answers:
                 return state
             state = State("loading", f"loading {base.model} ...")
             self._states[base] = state
-        threading.Thread(target=self._start, args=(base,), name="vrray-serving", daemon=True).start()
+        self._starter.submit(self._start, base)
         return state
 
     def retry(self, base: Base) -> State:
@@ -127,6 +129,11 @@ class Answers:
 
     def close(self) -> None:
         """End the deployments that were started here, and Ray where it was."""
+        if self._states:
+            self._end_serving()
+        self._starter.shutdown(wait=False, cancel_futures=True)  # last, see above
+
+    def _end_serving(self) -> None:
         import ray
         from ray import serve
 

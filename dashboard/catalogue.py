@@ -53,7 +53,8 @@ class Catalogue:
 
     def table(self, sweep: str) -> pa.Table:
         """The rows of a finished sweep, a row a variant (vrray/sweep/table.py)."""
-        return self.board(sweep).table
+        table: pa.Table = self._cached(f"sweeps/{sweep}/table.parquet", "table", _table, _finish(sweep))
+        return table
 
     def about(self, sweep: str) -> dict[str, Any]:
         """What sweep.json holds: `context`, `base`, and `scores` by delta."""
