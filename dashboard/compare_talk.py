@@ -157,7 +157,8 @@ def speed_of(end: End, waited_s: float) -> str:
     """What was measured of an answer; `waited_s` until its first text, as somebody at the page sees it."""
     rate = "" if end.tokens_per_s is None else f", {end.tokens_per_s:.1f} tokens/s"
     ended = {"length": ", cut at the greatest length", "cancelled": ", stopped"}.get(end.finish, "")
-    return f"first token after {waited_s:.2f} s{rate}, {end.tokens} tokens{ended}"
+    count = "token" if end.tokens == 1 else "tokens"
+    return f"first token after {waited_s:.2f} s{rate}, {end.tokens} {count}{ended}"
 
 
 def winner_of(value: str) -> int | Literal["tie", "bad"]:
