@@ -77,17 +77,19 @@ def build_app(site: Site) -> gr.Blocks:
             tag("header", tag("h1", "vrray"), tag("p", f"store {shown_uri(site.store.uri)}"), cls="v-head"),
             apply_default_css=False,
         )
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Sweep", id="sweep"):
-                sweep_page.build(site)
+                looked_at = sweep_page.build(site)
             with gr.Tab("Compare", id="compare"):
-                compare_page.build(site)
+                compared = compare_page.build(site)
             with gr.Tab("Examples", id="examples"):
                 examples_page.build(site)
             with gr.Tab("Regions", id="regions"):
                 regions_page.build(site)
             with gr.Tab("Votes", id="votes"):
                 votes_page.build(site)
+        followed = looked_at.compare.click(compared.take, [looked_at.sweep, looked_at.view], [*compared.components])
+        followed.then(lambda: gr.Tabs(selected="compare"), None, tabs)
     return app
 
 

@@ -174,8 +174,8 @@ def _tied(table: pa.Table, ability: str, ranked: Indices, best: int | None) -> N
     tied = np.zeros(table.num_rows, dtype=bool)
     if best is None:
         return tied
-    if "ties_best_visual" in table.column_names:
-        tied |= np.asarray(table["ties_best_visual"].fill_null(False))
+    if f"ties_best_{ability}" in table.column_names:
+        tied |= np.asarray(table[f"ties_best_{ability}"].fill_null(False))
     else:
         low, high = (_numbers(table, f"score_{ability}_{end}") for end in ("low", "high"))
         tied[ranked] = (low[ranked] <= high[best]) & (low[best] <= high[ranked])

@@ -15,6 +15,7 @@ from dashboard.answers import Answers, base_of
 from dashboard.compare_talk import DEFAULT_QUESTION, MOST, Talk, default_choice, new_talk, speed_of, winner_of
 from dashboard.compare_view import board, keep_image, messages, notice_html, reason, shown, speed_html, speed_text
 from dashboard.conversation import Decoding, End, Exchange, Piece
+from dashboard.leaderboard import View
 from dashboard.serving import variant_id
 from dashboard.site import Site
 from dashboard.uploads import png, upload_of
@@ -76,6 +77,21 @@ class Handlers:
         gallery = [(image, question) for question, _, image in samples]
         kept = [(question, path) for question, path, _ in samples]
         return gr.Dropdown(choices=names, value=value), gallery, kept, notice_html(text or problem)
+
+    def taken(self, sweep: str | None, view: View) -> tuple[Any, ...]:
+        """What was chosen on the leaderboard, beside all-layer tuning or whatever else `default_choice` has."""
+        try:
+            sweeps = self._site.catalogue.sweeps()
+        except VrrayError as error:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), notice_html(str(error))
+        if sweep not in sweeps:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), notice_html("Choose a sweep on the first page.")
+        variants, gallery, kept, notice = self.sweep_chosen(sweep)
+        names = [name for name, _ in variants.choices]
+        if view.chosen in names:
+            others = [name for name in variants.value if name != view.chosen][::-1]
+            variants = gr.Dropdown(choices=names, value=[view.chosen, *others[:1]])
+        return gr.Dropdown(choices=sweeps, value=sweep), variants, gallery, kept, notice
 
     def _samples(self, sweep: str, variant: str) -> list[tuple[str, str, Any]]:
         """Some questions with their images, one an image, spread over the tasks: (question, path, image)."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
 from dashboard.compare_handlers import SAMPLES, Handlers
 from dashboard.compare_talk import DEFAULT_QUESTION, LETTERS, MOST, Talk
 from dashboard.compare_view import heading_html, notice_html
+from dashboard.leaderboard import View
 from dashboard.site import Site
 from dashboard.votes import BAD, TIE
 
@@ -19,10 +22,10 @@ _NO_SHARING = "<style>[id^=compare-chat] button[title=Share] { display: none; }<
 
 @dataclass(frozen=True)
 class ComparePage:
-    """Components that the rest of the app may set."""
+    """The components that follow from a sweep and a variant, and what sets them (`Handlers.taken`)."""
 
-    sweep: gr.Dropdown
-    chosen: gr.Dropdown
+    components: tuple[gr.components.Component, ...]
+    take: Callable[[str | None, View], tuple[Any, ...]]
 
 
 def build(site: Site) -> ComparePage:
@@ -132,7 +135,7 @@ def build(site: Site) -> ComparePage:
     stop.click(page.stop, [talk], [notice], queue=False, show_progress="hidden")
     for button, value in zip(votes, [*map(str, range(MOST)), TIE, BAD], strict=True):
         button.click(page.vote_of(value), [talk], [*board, *votes, notice], show_progress="hidden")
-    return ComparePage(sweep, chosen)
+    return ComparePage((sweep, chosen, gallery, samples, notice), page.taken)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -26,7 +27,16 @@ Seen = tuple[str, Any, Any, bool]
 """What a page shows: the sweep, when its table and its live state last changed, whether it runs."""
 
 
-def build(site: Site) -> None:
+@dataclass(frozen=True)
+class SweepPage:
+    """Components that other pages follow: the sweep, what is chosen in it (`View`), and the way to compare that."""
+
+    sweep: gr.Dropdown
+    view: gr.State
+    compare: gr.Button
+
+
+def build(site: Site) -> SweepPage:
     """Create the page's components in the current Blocks."""
     page = _Page(site)
     with gr.Row(elem_classes="v-top"):
@@ -55,6 +65,7 @@ def build(site: Site) -> None:
     layers = gr.HTML(elem_id="sweep-layers", elem_classes="v-empty-ok", apply_default_css=False)
     chosen = gr.HTML(elem_id="sweep-chosen", elem_classes="v-empty-ok", apply_default_css=False)
     with gr.Row(elem_id="sweep-files"):
+        compare = gr.Button("Compare the chosen variant", size="sm", elem_id="sweep-compare")
         files = [gr.DownloadButton(text, size="sm", interactive=False) for text in FILES]
     view, seen = gr.State(View()), gr.State(None)
     timer = gr.Timer(RUNNING_SECONDS)
@@ -76,6 +87,7 @@ def build(site: Site) -> None:
     clear.click(page.cleared, asked[:3], [*filters, view, *drawn], **quiet)
     board.click(page.picked, asked, [view, *drawn], **quiet)
     figures.click(page.picked, asked, [view, *drawn], **quiet)
+    return SweepPage(sweep, view, compare)
 
 
 class _Page:

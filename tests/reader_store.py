@@ -16,6 +16,7 @@ from vrray.region import place
 from vrray.report.rows import COLUMNS
 from vrray.store import Store
 
+TIES = {f"score_{ability}": f"ties_best_{ability}" for ability in ("visual", "textual")}
 DEPTH = 12
 TASKS = ("shapes", "capitals")
 PLACEMENTS = ("all", "uniform", "bottom", "top")
@@ -73,7 +74,7 @@ def write_table(store: Store, name: str, rows: list[dict[str, Any]]) -> None:
     store.write_text(f"sweeps/{name}/sweep.json", json.dumps(about))
     store.write_text(f"sweeps/{name}/report.md", "# Report\n")
     store.write_bytes(f"sweeps/{name}/figures/layer_map.png", b"not looked at")
-    store.write_table(f"sweeps/{name}/table.parquet", pa.Table.from_pylist(rows, schema=_schema()))
+    store.write_table(f"sweeps/{name}/table.parquet", pa.Table.from_pylist(_tie(rows), schema=_schema()))
 
 
 def write_live(store: Store, name: str, live: dict[str, Any]) -> None:
@@ -147,11 +148,23 @@ def _row(
     return row | {"peak_mib": 2000.0}
 
 
+def _tie(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Marks the rows whose interval overlaps that of the best, whatever a paired bootstrap would say."""
+    for score, ties in TIES.items():
+        tuned = [row for row in rows if row.get(score) is not None and row["placement"] != "none"]
+        best = max(tuned, key=lambda row: row[score], default=None)
+        for row in rows:
+            told = best is not None and row.get(score) is not None and row.get(f"{score}_high") is not None
+            row[ties] = bool(told and best and row[f"{score}_high"] >= best[f"{score}_low"])
+    return rows
+
+
 def _schema() -> pa.Schema:
     lists, texts = ("tuned_layers", "removed_layers"), ("variant", "placement", "status", "split", "key")
     whole = ("depth", "parameters", "trained_parameters", "seed")
     kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(lists, pa.list_(pa.int32()))
     kinds |= dict.fromkeys(whole, pa.int64())
+    kinds |= dict.fromkeys(TIES.values(), pa.bool_())
     names = [*COLUMNS, *(f"score_{task}" for task in TASKS), "seed", "learning_rate"]
     fields = [(name, kinds.get(name, pa.float64())) for name in names]
     return pa.schema([*fields, ("ranking", pa.string()), ("healed", pa.bool_())])

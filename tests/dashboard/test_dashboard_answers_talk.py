@@ -106,4 +106,4 @@ def test_layers_parameters_and_speed_are_said() -> None:
     assert about(row("b", removed=2, parameters=7_060_000_000)) == "28 of 30 layers, 1 tuned, 7.06 B parameters"
     assert about(row("c", parameters=None)) == "30 layers, 1 tuned"
     assert speed_of(End("stop", 9, 21, 0.1, 2.0), 0.5) == "first token after 0.50 s, 10.0 tokens/s, 21 tokens"
-    assert speed_of(End("cancelled", 9, 1, 0.1, 0.0), 0.5) == "first token after 0.50 s, 1 tokens, stopped"
+    assert speed_of(End("cancelled", 9, 1, 0.1, 0.0), 0.5) == "first token after 0.50 s, 1 token, stopped"
