@@ -21,9 +21,9 @@ Shoot = Callable[[Any, str], None]
 SIZES = {"wide": (1280, 720), "phone": (390, 844)}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Skips where there is no Chromium."""
+    """Skips where there is no Chromium. It ends with its module, since its event loop is in the way of others."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium: install Debian's package chromium")

@@ -58,14 +58,6 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pa
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     with opened(browser) as page:

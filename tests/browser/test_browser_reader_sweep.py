@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from reader_store import HOSTILE, live_state, write_large, write_live, write_sweep
 
+from tests.cluster.commands import free_port
 from vrray.store import Store
 
 LEADERBOARD = "#sweep-board tbody tr"
@@ -124,8 +125,6 @@ def test_ten_thousand_variants_are_shown_and_sorted(page: Any, serve: Any, tmp_p
 
 
 def test_a_password_is_asked_for(page: Any, tmp_path: Path) -> None:
-    from conftest import free_port
-
     from dashboard.app import Launch, build_app, launch
     from dashboard.catalogue import Catalogue
     from dashboard.site import Site

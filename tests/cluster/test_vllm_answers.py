@@ -51,7 +51,14 @@ def evaluation(tiny_model: Path, tmp_path: Path) -> Evaluation:
     tensors = {name: torch.randn(shape, generator=generator) * 0.2 for name, shape in shapes.items()}
     delta = Delta(tensors, region, base_identity(tiny_model), "full", 0, 0)
     store.put(DELTA, "k1", delta.save)
-    row = {"variant": "tuned-prune2", "status": "complete", "key": "k1", "removed_layers": list(REMOVED)}
+    row = {
+        "variant": "tuned-prune2",
+        "placement": "top",
+        "seed": 0,
+        "status": "complete",
+        "key": "k1",
+        "removed_layers": list(REMOVED),
+    }
     store.write_table("sweeps/where/table.parquet", pa.Table.from_pylist([row]))
     store.write_text("sweeps/where/sweep.json", json.dumps({"context": {"model": str(tiny_model)}}))
     (tmp_path / "photos").mkdir()
