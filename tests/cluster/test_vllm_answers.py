@@ -124,7 +124,7 @@ def own_answers(evaluation: Evaluation, *, blind: bool) -> list[str]:
         texts = generate_answers(workspace, part.examples[:-1], blind=blind, batch=4, max_new_tokens=6)
     finally:
         workspace.features.close()
-    return [text.strip() for text in texts]
+    return [reply.text.strip() for reply in texts]
 
 
 def test_answers_are_those_of_the_own_engine(
