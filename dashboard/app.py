@@ -10,7 +10,7 @@ from dashboard import compare_page, examples_page, regions_page, sweep_page, vot
 from dashboard.answers import connect
 from dashboard.catalogue import Catalogue
 from dashboard.markup import shown_uri, tag
-from dashboard.openai_api import ApiServer, check_token
+from dashboard.openai_api import LOOPBACK, ApiServer, check_token
 from dashboard.serving import Scale
 from dashboard.site import Site
 from dashboard.theme import CSS, theme
@@ -19,7 +19,6 @@ from dashboard.votes import Votes
 from vrray.errors import SpecError
 from vrray.store import Store
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 _CACHE_SECONDS = (3600, 24 * 3600)  # how often Gradio's copies of served files are looked through, how old they get
 
 
@@ -36,7 +35,7 @@ class Launch:
     auth: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if self.host not in _LOCAL and self.auth is None:
+        if self.host not in LOOPBACK and self.auth is None:
             raise SpecError(
                 f"--host {self.host} lets others reach the dashboard: add --auth USER:PASSWORD, or leave --host out "
                 f"and forward the port, as in ssh -L {self.port}:127.0.0.1:{self.port}"

@@ -13,12 +13,12 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
-from vrray.data.decode import open_image
+from vrray.data.decode import FORMATS, open_image
+from vrray.data.images import open_at_once
 from vrray.errors import DataError
 
 MAX_BYTES = 10 << 20
 MAX_PIXELS = 40_000_000  # 120 MB as RGB while it is decoded
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_SIDE = 2048  # what is kept: vision towers read 224 to 896 pixels a side
 
 
@@ -69,7 +69,7 @@ def read_upload(path: str, folder: str | os.PathLike[str]) -> bytes:
         real, inside = os.path.realpath(path), os.path.realpath(folder)
         if os.path.commonpath((real, inside)) != inside:
             raise DataError("the image is not an upload; choose the file again")
-        with open(real, "rb", opener=_open_at_once) as file:
+        with open(real, "rb", opener=open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DataError("the upload is not a file; choose the file again")
@@ -115,13 +115,9 @@ def upload_of(message: Mapping[str, object] | None, folder: str | os.PathLike[st
 def _declared_size(data: bytes, name: str) -> tuple[int, int]:
     """Width and height that a file's header says, before anything is decoded; `open_image` judges what is damaged."""
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.size
     except Image.DecompressionBombError:
         raise DataError(f"{name} is far too large; at most {MAX_PIXELS / 1e6:.0f} million pixels are taken") from None
     except Exception:  # decoders raise whatever a damaged file leads them to
         return 0, 0
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # else a named pipe waits for its writer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from dashboard.app import Launch, build_app, launch
 from dashboard.catalogue import Catalogue
 from dashboard.site import Site
+from tests.cluster.commands import free_port
 from vrray.store import Store
 
 Serve = Callable[[Store], str]
@@ -71,10 +71,3 @@ def shoot(tmp_path: Path) -> Shoot:
         page.screenshot(path=folder / f"dashboard_{name}.png", full_page=True)
 
     return take
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("ray.serve", reason="needs ray[serve]", exc_type=ImportError)
 
-from tests.browser.conftest import free_port
+from tests.cluster.commands import free_port
 from tests.dashboard.answering import SWEEP, answering_store
 
 pytestmark = pytest.mark.ray

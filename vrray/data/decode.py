@@ -26,7 +26,7 @@ MAX_PIXELS = (1 << 28) // 3  # 256 MiB as RGB; from there on Pillow warns by its
 MAX_SIDE = 1 << 14  # padded to a square: 768 MiB
 MAX_RATIO = 200  # a thinner image explodes when its shorter side is resized to the tower's
 _DRAFT = (32, 32)  # smallest sides of a reduced JPEG
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _PLAIN = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}
 _ALPHA = {"LA", "PA", "RGBA", "La", "RGBa"}
 _GREY_16 = {"I;16", "I;16L", "I;16B"}
@@ -68,7 +68,7 @@ def check_image(data: bytes, name: str) -> Image.Image:
 
 def _decode(data: bytes, name: str, *, reduced: bool) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.width, image.height, name)
             _check_frames(image, name)
             _check_pixels(image, name)

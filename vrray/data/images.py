@@ -33,6 +33,7 @@ __all__ = [
     "embedded_name",
     "examine",
     "image_hash",
+    "open_at_once",
     "open_image",
     "write_blobs",
 ]
@@ -182,7 +183,7 @@ def _absolute(root: str) -> str:
 
 def _read_local(folder: str, name: str) -> bytes:
     path = _inside(folder, name)
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(path, "rb", opener=open_at_once) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a file")
@@ -190,7 +191,8 @@ def _read_local(folder: str, name: str) -> bytes:
         return file.read()
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
+    """An opener for `open`: a file that is no plain one is opened too, so that it can be looked at."""
     return os.open(path, flags | os.O_NONBLOCK)  # else a named pipe waits for its writer
 
 

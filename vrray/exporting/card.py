@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from vrray.data.tasks import ABILITIES
 from vrray.exporting.adapter import FOLDER as ADAPTER
 from vrray.exporting.source import Source
 from vrray.models.family import family_of
@@ -20,7 +21,6 @@ from vrray.region import Region
 
 _DEMO = {"base_model": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}
 _DEMO_TOWER = "efficientnet_lite"
-_ABILITIES = ("visual", "textual")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _scores(source: Source) -> str:
     row = source.row
     cells = []
     for prefix, split in (("", row.get("split")), ("test_", "test")):
-        for ability in _ABILITIES:
+        for ability in ABILITIES:
             value, low, high = (row.get(f"{prefix}score_{ability}{end}") for end in ("", "_low", "_high"))
             if value is not None:
                 interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
@@ -151,7 +151,7 @@ def _scores(source: Source) -> str:
     for name, text in (("blind_visual", "without the image, unpruned"), ("floor_visual", "best guess from questions")):
         if row.get(name) is not None:
             measured.append(f"Visual, {text}: {row[name]:.3f}.")
-    for ability in _ABILITIES:
+    for ability in ABILITIES:
         if row.get(f"retention_{ability}") is not None:
             measured.append(f"{ability.capitalize()} retention: {100 * row[f'retention_{ability}']:.1f} %.")
     table = _table(("ability", "split", "score", "95 % interval"), cells)
