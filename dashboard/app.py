@@ -87,7 +87,8 @@ def build_app(site: Site) -> gr.Blocks:
                 regions_page.build(site)
             with gr.Tab("Votes", id="votes"):
                 votes_page.build(site)
-        followed = looked_at.compare.click(compared.take, [looked_at.sweep, looked_at.view], [*compared.components])
+        asked = [looked_at.sweep, looked_at.view, *compared.components[:2]]
+        followed = looked_at.compare.click(compared.take, asked, [*compared.components])
         followed.then(lambda: gr.Tabs(selected="compare"), None, tabs)
     return app
 

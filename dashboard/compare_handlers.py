@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,16 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from dashboard.answers import Answers, base_of
-from dashboard.compare_talk import DEFAULT_QUESTION, MOST, Talk, default_choice, new_talk, speed_of, winner_of
+from dashboard.compare_talk import (
+    DEFAULT_QUESTION,
+    MOST,
+    Talk,
+    default_choice,
+    new_talk,
+    speed_of,
+    winner_of,
+    with_one_more,
+)
 from dashboard.compare_view import board, keep_image, messages, notice_html, reason, shown, speed_html, speed_text
 from dashboard.conversation import Decoding, End, Exchange, Piece
 from dashboard.leaderboard import View
@@ -57,17 +66,17 @@ class Handlers:
         except VrrayError:
             return False
 
-    def sweep_chosen(self, sweep: str) -> tuple[Any, ...]:
-        """Its variants, and samples of what it was evaluated on."""
+    def sweep_chosen(self, sweep: str, added: str = "", beside: Sequence[str] = ()) -> tuple[Any, ...]:
+        """Its variants, those chosen and one more or else some suggested, and samples of what it was evaluated on."""
         try:
             table = self._site.catalogue.table(sweep)
             rows = table.to_pylist()
         except VrrayError as error:
             return gr.Dropdown(choices=[], value=[]), [], [], notice_html(str(error))
         names = [row["variant"] for row in rows if row["status"] == "complete"]
-        value = default_choice(rows, table)
+        value = with_one_more(list(beside) or default_choice(rows, table), added if added in names else "")
         text = (
-            "" if len(value) == 2 else "This sweep has fewer than two finished variants, so there is none to compare."
+            "" if len(value) >= 2 else "This sweep has fewer than two finished variants, so there is none to compare."
         )
         samples, problem = [], ""
         try:
@@ -78,20 +87,16 @@ class Handlers:
         kept = [(question, path) for question, path, _ in samples]
         return gr.Dropdown(choices=names, value=value), gallery, kept, notice_html(text or problem)
 
-    def taken(self, sweep: str | None, view: View) -> tuple[Any, ...]:
-        """What was chosen on the leaderboard, beside all-layer tuning or whatever else `default_choice` has."""
+    def taken(self, sweep: str | None, view: View, compared: str | None, already: list[str]) -> tuple[Any, ...]:
+        """What was chosen on the leaderboard, beside those `already` on the page or, for another sweep, suggested."""
         try:
             sweeps = self._site.catalogue.sweeps()
         except VrrayError as error:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), notice_html(str(error))
         if sweep not in sweeps:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), notice_html("Choose a sweep on the first page.")
-        variants, gallery, kept, notice = self.sweep_chosen(sweep)
-        names = [name for name, _ in variants.choices]
-        if view.chosen in names:
-            others = [name for name in variants.value if name != view.chosen][::-1]
-            variants = gr.Dropdown(choices=names, value=[view.chosen, *others[:1]])
-        return gr.Dropdown(choices=sweeps, value=sweep), variants, gallery, kept, notice
+        beside = already if compared == sweep else []
+        return gr.Dropdown(choices=sweeps, value=sweep), *self.sweep_chosen(sweep, view.chosen, beside)
 
     def _samples(self, sweep: str, variant: str) -> list[tuple[str, str, Any]]:
         """Some questions with their images, one an image, spread over the tasks: (question, path, image)."""

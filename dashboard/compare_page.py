@@ -22,10 +22,11 @@ _NO_SHARING = "<style>[id^=compare-chat] button[title=Share] { display: none; }<
 
 @dataclass(frozen=True)
 class ComparePage:
-    """The components that follow from a sweep and a variant, and what sets them (`Handlers.taken`)."""
+    """The components that follow from a sweep and a variant, the first two of them sweep and variants; and what sets
+    them (`Handlers.taken`)."""
 
     components: tuple[gr.components.Component, ...]
-    take: Callable[[str | None, View], tuple[Any, ...]]
+    take: Callable[[str | None, View, str | None, list[str]], tuple[Any, ...]]
 
 
 def build(site: Site) -> ComparePage:

@@ -142,6 +142,13 @@ def default_choice(rows: Sequence[Mapping[str, Any]], table: Any) -> list[str]:
     return list(dict.fromkeys(name for name in wanted if name in finished))[:2]
 
 
+def with_one_more(chosen: Sequence[str], name: str) -> list[str]:
+    """`chosen` and `name`, which takes the last place where all are taken."""
+    if not name or name in chosen:
+        return list(chosen)
+    return [*chosen[: MOST - 1], name]
+
+
 def about(row: Mapping[str, Any]) -> str:
     """A variant's layers and parameters, for people."""
     depth, removed, tuned = row["depth"], len(row["removed_layers"]), len(row["tuned_layers"])

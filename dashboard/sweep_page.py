@@ -65,7 +65,7 @@ def build(site: Site) -> SweepPage:
     layers = gr.HTML(elem_id="sweep-layers", elem_classes="v-empty-ok", apply_default_css=False)
     chosen = gr.HTML(elem_id="sweep-chosen", elem_classes="v-empty-ok", apply_default_css=False)
     with gr.Row(elem_id="sweep-files"):
-        compare = gr.Button("Compare the chosen variant", size="sm", elem_id="sweep-compare")
+        compare = gr.Button("Add to Compare", size="sm", elem_id="sweep-compare")
         files = [gr.DownloadButton(text, size="sm", interactive=False) for text in FILES]
     view, seen = gr.State(View()), gr.State(None)
     timer = gr.Timer(RUNNING_SECONDS)

@@ -1,11 +1,9 @@
-"""A headless Chromium and the real app for the browser tests; screenshots go to `$VRRAY_SCREENSHOTS` where set."""
+"""A headless Chromium and the real app for the browser tests."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,12 +11,11 @@ import pytest
 from dashboard.app import Launch, build_app, launch
 from dashboard.catalogue import Catalogue
 from dashboard.site import Site
+from tests.browser.pages import opened
 from tests.cluster.commands import free_port
 from vrray.store import Store
 
 Serve = Callable[[Store], str]
-Shoot = Callable[[Any, str], None]
-SIZES = {"wide": (1280, 720), "phone": (390, 844)}
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +33,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A page of 1280x720 that has logged no error by its end."""
-    with_errors: list[str] = []
-    opened = browser.new_page(viewport={"width": 1280, "height": 720})
-    opened.set_default_timeout(15_000)
-    opened.on("pageerror", lambda error: with_errors.append(str(error)))
-    yield opened
-    opened.close()
-    assert with_errors == []
+    with opened(browser) as page:
+        yield page
 
 
 @pytest.fixture
@@ -59,15 +50,3 @@ def serve() -> Iterator[Serve]:
     yield start
     for app in apps:
         app.close(verbose=False)
-
-
-@pytest.fixture
-def shoot(tmp_path: Path) -> Shoot:
-    """Takes a screenshot of a whole page, by name."""
-    folder = Path(os.environ.get("VRRAY_SCREENSHOTS") or tmp_path)
-
-    def take(page: Any, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=folder / f"dashboard_{name}.png", full_page=True)
-
-    return take

@@ -7,6 +7,8 @@ from typing import Any
 
 from reader_store import HOSTILE, write_sweep
 
+from tests.browser.pages import screenshot
+
 
 def _open(page: Any, url: str, tab: str, mode: str = "light") -> None:
     page.goto(f"{url}?__theme={mode}")
@@ -21,7 +23,7 @@ def _choose(page: Any, field: str, value: str) -> None:
     box.press("Enter")
 
 
-def test_what_pruning_lost_one_question_at_a_time(page: Any, serve: Any, shoot: Any, tmp_path: Path) -> None:
+def test_what_pruning_lost_one_question_at_a_time(page: Any, serve: Any, tmp_path: Path) -> None:
     _open(page, serve(write_sweep(tmp_path)), "Examples")
     page.get_by_text("1 of 8").wait_for()
     assert page.locator("#examples-second input").input_value() == "all-prune4"
@@ -31,7 +33,7 @@ def test_what_pruning_lost_one_question_at_a_time(page: Any, serve: Any, shoot: 
     assert card.get_by_text(HOSTILE).is_visible(), "an answer is text"
     assert page.title() == "vrray" and card.locator("img").count() == 0
     page.locator("#examples-image img").wait_for()
-    shoot(page, "examples")
+    screenshot(page, "examples")
 
     page.get_by_role("button", name="Next").click()
     page.get_by_text("2 of 8").wait_for()
@@ -63,20 +65,20 @@ def test_an_image_that_is_gone_is_a_message(page: Any, serve: Any, tmp_path: Pat
     assert page.locator("#examples-card").get_by_text("Which shape is number 0?").is_visible()
 
 
-def test_examples_fit_a_phone(page: Any, serve: Any, shoot: Any, tmp_path: Path) -> None:
+def test_examples_fit_a_phone(page: Any, serve: Any, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     _open(page, serve(write_sweep(tmp_path)), "Examples", "dark")
     page.get_by_text("1 of 8").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    shoot(page, "examples_phone_dark")
+    screenshot(page, "examples-phone-dark")
 
 
-def test_a_region_of_ones_own(page: Any, serve: Any, shoot: Any, tmp_path: Path) -> None:
+def test_a_region_of_ones_own(page: Any, serve: Any, tmp_path: Path) -> None:
     _open(page, serve(write_sweep(tmp_path)), "Regions")
     assert page.locator("#regions-curves polyline").count() in (0, 2)
     page.locator("#regions-curves polyline").nth(1).wait_for()
     page.get_by_role("heading", name="Do the scores agree?").wait_for()
-    page.locator("#regions-cells button").first.wait_for(timeout=60_000)
+    page.locator("#regions-cells button").first.wait_for()
     page.get_by_text("No layer is picked").wait_for()
     layer = page.get_by_role("button", name="layer 7", exact=True)
     layer.focus()
@@ -87,7 +89,7 @@ def test_a_region_of_ones_own(page: Any, serve: Any, shoot: Any, tmp_path: Path)
     page.get_by_text("2 of 30").wait_for()
     command = page.locator("#regions-command textarea")
     assert "--placements all 7,21" in command.input_value()
-    shoot(page, "regions")
+    screenshot(page, "regions")
     page.get_by_role("button", name="Use it below").click()
     page.get_by_text("8 of 30").wait_for()
     page.get_by_role("button", name="Clear layers").click()

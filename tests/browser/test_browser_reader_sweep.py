@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from reader_store import HOSTILE, live_state, write_large, write_live, write_sweep
 
+from tests.browser.pages import expect, screenshot
 from tests.cluster.commands import free_port
 from vrray.store import Store
 
@@ -26,7 +27,7 @@ def _wait_for_first(page: Any, name: str) -> None:
     page.locator(f"{LEADERBOARD}:first-child .v-pickname", has_text=name).wait_for()
 
 
-def test_sort_filter_choose_and_download(page: Any, serve: Any, shoot: Any, tmp_path: Path) -> None:
+def test_sort_filter_choose_and_download(page: Any, serve: Any, tmp_path: Path) -> None:
     page.goto(serve(write_sweep(tmp_path)))
     page.locator(LEADERBOARD).first.wait_for()
     assert _names(page)[0] == "all" and len(_names(page)) == 20
@@ -63,7 +64,7 @@ def test_sort_filter_choose_and_download(page: Any, serve: Any, shoot: Any, tmp_
         "report.md",
         "figures/layer_map.png",
     }
-    shoot(page, "sweep")
+    screenshot(page, "sweep")
 
 
 def test_a_failure_is_shown_as_text(page: Any, serve: Any, tmp_path: Path) -> None:
@@ -72,7 +73,22 @@ def test_a_failure_is_shown_as_text(page: Any, serve: Any, tmp_path: Path) -> No
     assert page.title() == "vrray" and page.locator("#sweep-status img").count() == 0
 
 
-def test_a_running_sweep_is_followed_to_its_table(page: Any, serve: Any, shoot: Any, tmp_path: Path) -> None:
+def test_chosen_variants_are_added_to_the_comparison(page: Any, serve: Any, tmp_path: Path) -> None:
+    page.goto(serve(write_sweep(tmp_path)))
+    compared = ["all", "untuned"]  # as suggested
+    for name in ("bottom-3-prune2", "bottom-3-prune4", "all"):
+        compared += [name] if name not in compared else []
+        page.locator(f"#sweep-figures .v-point[aria-label^='{name}:']").click()
+        page.get_by_role("heading", name=f"Chosen variant: {name}").wait_for()
+        page.get_by_role("button", name="Add to Compare").click()
+        expect(page.get_by_role("tab", name="Compare")).to_have_attribute("aria-selected", "true")
+        expect(page.locator("#compare-variants .token")).to_contain_text(compared)
+        page.get_by_role("tab", name="Sweep").click()
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("#compare-chat-D")).to_be_visible()
+
+
+def test_a_running_sweep_is_followed_to_its_table(page: Any, serve: Any, tmp_path: Path) -> None:
     store = Store(tmp_path)
     write_live(store, "demo", live_state(time.time(), step=5))
     page.goto(serve(store))
@@ -80,7 +96,7 @@ def test_a_running_sweep_is_followed_to_its_table(page: Any, serve: Any, shoot: 
     page.get_by_text("step 5 of 20").wait_for()
     assert HOSTILE in page.locator("#sweep-live tbody tr").first.inner_text() and page.title() == "vrray"
     assert page.locator("#sweep-live polyline").count() == 1
-    shoot(page, "live")
+    screenshot(page, "live")
     write_live(store, "demo", live_state(time.time(), step=11))
     page.get_by_text("step 11 of 20").wait_for()
     write_sweep(tmp_path)
@@ -106,14 +122,14 @@ def test_every_state_of_a_store_is_a_message(page: Any, serve: Any, tmp_path: Pa
 
 @pytest.mark.parametrize("size", ["wide", "phone"])
 @pytest.mark.parametrize("mode", ["light", "dark"])
-def test_it_fits_the_screen(page: Any, serve: Any, shoot: Any, tmp_path: Path, size: str, mode: str) -> None:
+def test_it_fits_the_screen(page: Any, serve: Any, tmp_path: Path, size: str, mode: str) -> None:
     width, height = {"wide": (1280, 720), "phone": (390, 844)}[size]
     page.set_viewport_size({"width": width, "height": height})
     page.goto(f"{serve(write_sweep(tmp_path))}?__theme={mode}")
     page.locator(LEADERBOARD).first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.body.classList.contains('dark')") == (mode == "dark")
-    shoot(page, f"sweep_{size}_{mode}")
+    screenshot(page, f"sweep-{size}-{mode}")
 
 
 def test_ten_thousand_variants_are_shown_and_sorted(page: Any, serve: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from dashboard.compare_talk import Talk, about, default_choice, new_talk, speed_of
+from dashboard.compare_talk import Talk, about, default_choice, new_talk, speed_of, with_one_more
 from dashboard.conversation import Decoding, End, Exchange
 from dashboard.votes import TIE
 from vrray.errors import DataError
@@ -99,6 +99,12 @@ def test_the_best_beside_all_layer_tuning_or_the_base_is_chosen() -> None:
     few = [row("a"), row("untuned", "none")]
     assert default_choice(few, pa.Table.from_pylist(few)) == ["a", "untuned"]
     assert default_choice(ROWS[-1:], pa.Table.from_pylist(ROWS[-1:])) == []
+
+
+def test_one_more_variant_takes_the_last_place_where_all_are_taken() -> None:
+    assert with_one_more(["a"], "b") == ["a", "b"]
+    assert with_one_more(["a", "b"], "a") == with_one_more(["a", "b"], "") == ["a", "b"]
+    assert with_one_more(["a", "b", "c", "d"], "e") == ["a", "b", "c", "e"]
 
 
 def test_layers_parameters_and_speed_are_said() -> None:
