@@ -62,6 +62,12 @@ def s3_folder(s3: str) -> str:
     return new_folder(s3)
 
 
+@pytest.fixture(params=["local", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder for a store, of this machine and then on S3."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_folder")
+
+
 @pytest.fixture
 def one_rank(tmp_path: Path) -> Iterator[None]:
     """A process group of this process alone."""

@@ -42,11 +42,6 @@ def files_in(store: Store) -> list[str]:
     return [entry.path for entry in found if entry.type == FileType.File]
 
 
-@pytest.fixture(params=["local", "s3"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_folder")
-
-
 @pytest.fixture
 def store(uri: str) -> Store:
     return Store(uri)

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -47,7 +47,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Damage:
-    """A file of an artefact that is not what was committed, how it differs, and which attempt to write it that was."""
+    """A file of an artefact that is not what was committed, how it differs, and the attempt that the marker names."""
 
     file: str
     found: str
@@ -191,15 +191,24 @@ class Store:
             return Damage(MARKER, str(error))
         damage = self._wrong_size(kind, key, marker) or self._wrong_hash(kind, key, marker)
         # Another run may have removed or rebuilt it meanwhile.
-        return damage if damage is not None and self._is_committed(kind, key, damage.attempt) else None
+        return damage if damage is not None and self.attempt(kind, key) == damage.attempt else None
 
     def retract(self, kind: str, key: str, attempt: str) -> None:
         """Remove the marker of a damaged artefact, so that the next run rebuilds it.
 
         A marker that does not name `attempt` stays: somebody has rebuilt the artefact meanwhile.
         """
-        if self._is_committed(kind, key, attempt):
+        if self.attempt(kind, key) == attempt:
             self._remove(self._fs.delete_file, self._path(kind, key, MARKER))
+
+    def attempt(self, kind: str, key: str) -> str | None:
+        """The attempt that was committed: its folder's name; empty where the marker is damaged, None without one."""
+        try:
+            return str(json.loads(self.read_bytes(f"{kind}/{key}/{MARKER}"))["attempt"])
+        except StoreError:
+            return None
+        except ValueError:
+            return ""
 
     def files_at(self, kind: str, key: str) -> str:
         """The path or URI of the folder of a complete artefact's files, for readers on any node.
@@ -294,11 +303,6 @@ class Store:
         except ValueError as error:
             raise self._damaged(kind, key, Damage(MARKER, str(error))) from error
         return marker
-
-    def _is_committed(self, kind: str, key: str, attempt: str) -> bool:
-        with suppress(StoreError):
-            return attempt.encode() in self.read_bytes(f"{kind}/{key}/{MARKER}")
-        return False
 
     def _wrong_size(self, kind: str, key: str, marker: Mapping[str, Any]) -> Damage | None:
         files, attempt = marker["files"], marker["attempt"]
