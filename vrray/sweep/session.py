@@ -43,7 +43,8 @@ from vrray.upkeep.records import RAY
 class Session:
     """A sweep on the connected cluster: what it needs is prepared, worker groups start when first asked for.
 
-    `trials` are those of a grid or a random search, `missing` those of them that the store does not hold.
+    `trials` are those of a grid or a random search, `missing` those of them that the store does not hold; `tune_run` is
+    the name that Ray Tune runs them under.
     """
 
     store: Store
@@ -53,6 +54,7 @@ class Session:
     groups: int
     progress: Progress
     workers: WorkerGroups
+    tune_run: str
 
     def started(self) -> Session:
         """Features, stage 1, and the layer scores that placements follow; the session with all its trials.
@@ -142,19 +144,18 @@ class Session:
         searcher = _searcher(prepared)
         if searcher is None and not pending:
             return self.trials, {}
-        name = f"{spec.name}-{uuid.uuid4().hex[:6]}"
-        store.ask(RAY, name)
-        self.progress.say(f"metrics of each step: {store.location(RAY, name)} ({', '.join(spec.loggers) or 'none'})")
+        metrics = store.location(RAY, self.tune_run)
+        self.progress.say(f"metrics of each step: {metrics} ({', '.join(spec.loggers) or 'none'})")
         failures: dict[str, str] = {}
         ran = {trial.key: trial for trial in self.trials}
-        for result in self._tuner(name, pending, searcher).fit():
+        for result in self._tuner(pending, searcher).fit():
             trial = space.trial(point_of(result.config or {}))
             ran[trial.key] = trial
             if not is_complete(store, prepared.site, trial):
                 failures[trial.key] = _why(result)
         return list(ran.values()), failures
 
-    def _tuner(self, name: str, pending: list[dict[str, Any]], searcher: Any) -> tune.Tuner:
+    def _tuner(self, pending: list[dict[str, Any]], searcher: Any) -> tune.Tuner:
         spec, space, desk = self.prepared.spec, self.prepared.space, self.workers.desk
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -177,7 +178,7 @@ class Session:
                 ),
             ),
             run_config=tune.RunConfig(
-                name=name,
+                name=self.tune_run,
                 storage_path=self.store.location(RAY),
                 callbacks=[TuneProgress(self.progress, desk, space), *tune_loggers(spec.loggers, spec.name)],
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
@@ -211,9 +212,10 @@ def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
     setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template)
     later = train and (not trials or bool(_placing_works(store, prepared)))
     groups = at_once if later else min(at_once, max(1, len(missing)))
-    steps = _steps_left(store, prepared, missing)
+    steps, tune_run = _steps_left(store, prepared, missing), f"{spec.name}-{uuid.uuid4().hex[:6]}"
+    store.ask(RAY, tune_run)
     with Progress(steps) as progress, WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:
-        yield Session(store, prepared, trials, missing, groups, progress, workers)
+        yield Session(store, prepared, trials, missing, groups, progress, workers, tune_run)
 
 
 def _trials(store: Store, prepared: Prepared) -> tuple[list[Trial], list[Trial]]:
