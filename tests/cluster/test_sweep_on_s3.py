@@ -20,6 +20,7 @@ from tests.cluster.own_data import write_own_data
 from vrray.cli import main
 from vrray.store import MARKER, Store
 from vrray.upkeep.garbage import find_garbage
+from vrray.upkeep.inventory import take_inventory
 
 pytestmark = pytest.mark.ray
 
@@ -82,5 +83,5 @@ def test_a_killed_sweep_on_s3_goes_on_and_is_read_from_there(
     assert len(model.model.language_model.layers) == 5
 
     assert main(["store", "verify", "--store", s3_folder]) == 0
-    garbage = [item.name for item in find_garbage(store, 0.0)]
+    garbage = [item.name for item in find_garbage(store, take_inventory(store), 0.0)]
     assert [name for name in garbage if not name.startswith("ray/group-")] == []

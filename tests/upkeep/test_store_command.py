@@ -137,6 +137,15 @@ def test_gc_only_lists_unless_told_to_delete(store: Store, vrray: Run) -> None:
     assert store.keys("delta") == [ONE]
 
 
+def test_gc_names_the_runs_that_keep_what_is_new(store: Store, vrray: Run) -> None:
+    with pytest.raises(KeyboardInterrupt), recorded(store, "sweeps/halted"):
+        raise KeyboardInterrupt
+    status, text = vrray("gc", "--older-than", "0")
+    assert status == 0 and "sweeps/halted is unfinished: what was written since" in text
+    listed = as_json(vrray("gc", "--older-than", "0", "--json"))
+    assert (listed["unfinished"], listed["garbage"]) == (["sweeps/halted"], [])
+
+
 def test_an_age_below_zero_is_refused(store: Store, vrray: Run) -> None:
     status, text = vrray("gc", "--older-than", "-1", "--delete")
     assert status == 1 and "--older-than is a number of hours from 0 on, not -1" in text

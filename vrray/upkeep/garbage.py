@@ -15,7 +15,7 @@ from typing import Literal
 
 from vrray.errors import StoreError
 from vrray.store import File, Store
-from vrray.upkeep.inventory import THREADS, Artefact, Inventory, take_inventory
+from vrray.upkeep.inventory import THREADS, Artefact, Inventory
 from vrray.upkeep.records import RAY
 
 _DELTA, _CHECKPOINT = "delta", "checkpoint"  # of modules that take torch along
@@ -33,21 +33,20 @@ class Garbage:
     changed: float
 
 
-def find_garbage(store: Store, older_than: float) -> list[Garbage]:
+def find_garbage(store: Store, inventory: Inventory, older_than: float) -> list[Garbage]:
     """What may go.
 
     An unfinished run keeps, besides what it has recorded, all that was written since it began.
 
     Args:
+        inventory: of the store.
         older_than: hours since it was changed; younger things may belong to what is being written.
 
     Raises:
         StoreError: what a run uses is not known.
     """
-    inventory = take_inventory(store)
     _check_recorded(store, inventory)
-    unfinished = [run.record for run in inventory.runs if run.record and not run.record.finished]
-    since = min((record.began for record in unfinished), default=math.inf) - _CLOCKS_DIFFER_SECONDS
+    since = min((record.began for record in inventory.unfinished), default=math.inf) - _CLOCKS_DIFFER_SECONDS
     cutoff = min(since, time.time() - 3600 * older_than)
     found = [*_unused(inventory), *_of_ray(inventory), *_uncommitted(store, inventory), *_leftovers(inventory)]
     old = {item.name: item for item in found if item.changed < cutoff}

@@ -71,6 +71,11 @@ class Inventory:
     leftovers: Sequence[File]
     ray: dict[str, list[File]]
 
+    @property
+    def unfinished(self) -> list[Record]:
+        """The records of the runs that are running or wait to be started again."""
+        return [run.record for run in self.runs if run.record and not run.record.finished]
+
 
 def take_inventory(store: Store) -> Inventory:
     """List the store.
