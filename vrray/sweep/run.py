@@ -35,6 +35,7 @@ from vrray.sweep.shown import write_shown
 from vrray.sweep.table import baselines, sweep_table
 from vrray.sweep.trial import EVALUATION, Lacking, Measuring, evaluation_key, read_scores
 from vrray.train.desk import follow
+from vrray.upkeep.records import recorded
 
 
 def run_sweep(spec: SweepSpec) -> None:
@@ -45,7 +46,11 @@ def run_sweep(spec: SweepSpec) -> None:
         TrainingError: the projector stage failed, or every trial did.
     """
     began = time.monotonic()
-    with open_session(spec) as session, published(session.store, spec.name, session.progress.live):
+    with (
+        open_session(spec) as session,
+        recorded(session.store, f"sweeps/{spec.name}"),
+        published(session.store, spec.name, session.progress.live),
+    ):
         session.expect_trials()
         leaks = sweep_leaks(session.store, session.prepared)
         session.progress.say(leaks.text())

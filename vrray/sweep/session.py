@@ -36,6 +36,7 @@ from vrray.train.desk import Setup, follow
 from vrray.train.execution import RUNG, RUNG_SCORE
 from vrray.train.group import WorkerGroups
 from vrray.train.launch import Capacity, failure_reason
+from vrray.upkeep.records import RAY
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ class Session:
         self.pretrain()
         if not (works := _placing_works(self.store, self.prepared)):
             return self
-        if any(work.delta != self.prepared.projector.key for work in works):
+        whole = self.prepared.space.all_layers()
+        if any(work.delta == whole.key for work in works) and not self.store.has(DELTA, whole.key):
             self.progress.say("layer scores: all layers are tuned first")
-            job = TrialJob(self.prepared.site.without_tasks(), self.prepared.space.all_layers())
+            job = TrialJob(self.prepared.site.without_tasks(), whole)
             for report in follow(self.workers.desk, job):
                 self.progress.update("all", report)
         self.measure(works)
@@ -141,7 +143,8 @@ class Session:
         if searcher is None and not pending:
             return self.trials, {}
         name = f"{spec.name}-{uuid.uuid4().hex[:6]}"
-        self.progress.say(f"metrics of each step: {store.location('ray', name)} ({', '.join(spec.loggers) or 'none'})")
+        store.ask(RAY, name)
+        self.progress.say(f"metrics of each step: {store.location(RAY, name)} ({', '.join(spec.loggers) or 'none'})")
         failures: dict[str, str] = {}
         ran = {trial.key: trial for trial in self.trials}
         for result in self._tuner(name, pending, searcher).fit():
@@ -175,7 +178,7 @@ class Session:
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=self.store.location("ray"),
+                storage_path=self.store.location(RAY),
                 callbacks=[TuneProgress(self.progress, desk, space), *tune_loggers(spec.loggers, spec.name)],
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 verbose=0,

@@ -23,6 +23,7 @@ from vrray.specs import RunSpec
 from vrray.store import Store
 from vrray.train.desk import Desk, Setup, serve
 from vrray.train.launch import Capacity, failure_reason, make_trainer
+from vrray.upkeep.records import RAY
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,6 @@ class WorkerGroups:
 
     def _trainer(self, group: str, workers: int) -> Any:
         config = {"setup": self._setup, "desk": self._desk, "group": group}
-        storage = Store(self._setup.store_uri).location("ray")
+        storage = Store(self._setup.store_uri).location(RAY)
         spec = self._spec.model_copy(update={"workers": workers})
         return make_trainer(serve, config, spec, gpu=self._gpu, name=f"group-{group}", storage=storage)
