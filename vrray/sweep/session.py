@@ -164,7 +164,7 @@ class Session:
             tune.with_resources(trainable, resources),
             param_space={"point": tune.grid_search(pending)} if searcher is None else {},
             tune_config=tune.TuneConfig(
-                num_samples=1 if searcher is None else spec.budget,
+                num_samples=1 if searcher is None else spec.most_trials,
                 # One driver more than groups is up, so that a group need not wait for the next driver's start.
                 max_concurrent_trials=self.groups + (searcher is None),
                 search_alg=searcher,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vrray.errors import TrainingError
-from vrray.specs import FinetuneSpec, PretrainSpec
+from vrray.job_specs import FinetuneSpec, PretrainSpec
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.trial import DELTA, Trial
 
