@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
+from vrray.budget import read_duration
 from vrray.errors import RegionError, SpecError
 from vrray.plans import Ranking, check_amount
 from vrray.region import by_score, parse_layers
@@ -246,6 +247,21 @@ class SweepSpec(RunSpec):
         None, ge=1, description="number of trials of a random [8] or Optuna search [24, its placements first]"
     )
     scheduler: Literal["none", "asha"] = Field("none", description="asha stops weak trials early")
+    max_time: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="wall-clock time of this run, such as 8h, 90m or seconds; then trainings are paused",
+    )
+    max_trials: int | None = Field(
+        None, ge=0, description="trials that this run trains at most; those in the store are not counted"
+    )
+    max_gpu_hours: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="GPU hours of this run's workers while they are at work; then trainings are paused",
+    )
     name: str = Field("sweep", pattern=NAME, description="the sweep's folder in the store")
     quick: bool = Field(False, description="a small sweep: two placements, two pruning plans, fewer steps and examples")
 
@@ -273,6 +289,11 @@ class SweepSpec(RunSpec):
     @classmethod
     def _read_amounts(cls, values: Any) -> Any:
         return [_amount(value) for value in _listed(values)]
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _read_duration(cls, value: Any) -> Any:
+        return read_duration(value) if isinstance(value, str) else value
 
     @field_validator("placements")
     @classmethod

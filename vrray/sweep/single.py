@@ -49,9 +49,9 @@ def run_finetune(spec: FinetuneSpec) -> dict[str, Any]:
     """
     with open_session(spec.as_sweep()) as session:
         session = session.started()
-        (trial,), failures = session.run_trials()
-        if trial.key in failures:
-            raise TrainingError(failures[trial.key])
+        (trial,), unfinished = session.run_trials()
+        if trial.key in unfinished:
+            raise TrainingError(unfinished[trial.key].removeprefix("failed: "))
         return _summary(session, trial)
 
 

@@ -47,7 +47,7 @@ from vrray.sweep.trial import (
     scores_key,
 )
 from vrray.train.checkpoint import KIND as CHECKPOINT
-from vrray.train.desk import Report
+from vrray.train.desk import BEGINS, Report
 from vrray.train.loop import Trained, Training, train
 from vrray.train.measure import json_number
 from vrray.train.workspace import Workspace
@@ -113,6 +113,7 @@ def _use_features(workspace: Workspace, site: Site) -> None:
 
 
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
+    report({BEGINS: trial.key})
     rows = _open_rows(workspace, trial.rows)
     region, left = trial.region, _left(trial.region.depth, trial.removed)
     if trial.removed:
