@@ -276,6 +276,34 @@ def test_gpu_time_counts_while_groups_are_at_jobs(monkeypatch: pytest.MonkeyPatc
     assert desk.spent() == "--max-gpu-hours 1 reached"
 
 
+def test_a_deferred_job_comes_again_after_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])
+    desk = desk_with(A, B, max_failures=1)
+    assert desk.job("g", 0) == A
+    desk.defer("g", "a", "waits for another")
+    assert [desk.job("g", 1), desk.job("g", 2)] == [B, None]  # not at once
+    now[0] = 10.0
+    assert desk.job("g", 2) == A
+    desk.defer("g", "a", "waits for another")
+    assert desk.follow("a") == ([{"say": "waits for another"}], False, None)  # said once
+    assert desk.group_failed("g", "gone")
+    now[0] = 20.0
+    assert [desk.job("h", number) for number in range(3)] == [B, A, None]  # what was deferred was not lost
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_deferred_job_that_nobody_wants_or_can_pay_does_not_come_again(cancelled: bool) -> None:
+    desk = Desk(0, None if cancelled else Budget(seconds=10), elapsed=20)
+    desk.submit(A)
+    assert desk.job("g", 0) == A
+    if cancelled:
+        desk.cancel("a")
+    desk.defer("g", "a", "waits for another")
+    assert outcome(desk, A) == (True, "cancelled" if cancelled else None)
+    assert desk.job("g", 1) is None
+
+
 @pytest.mark.parametrize(
     ("error", "lost"),
     [

@@ -45,7 +45,10 @@ def run_sweep(spec: SweepSpec) -> None:
         TrainingError: the projector stage failed, or every trial did.
     """
     began = time.monotonic()
-    with open_session(spec) as session, published(session.store, spec.name, session.progress.live):
+    with (
+        open_session(spec, run=f"sweep {spec.name!r}") as session,
+        published(session.store, spec.name, session.progress.live),
+    ):
         session.expect_trials()
         leaks = sweep_leaks(session.store, session.prepared)
         session.progress.say(leaks.text())

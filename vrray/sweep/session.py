@@ -228,10 +228,11 @@ class Session:
 
 
 @contextmanager
-def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
+def open_session(spec: SweepSpec, *, train: bool = True, run: str | None = None) -> Iterator[Session]:
     """Prepare a sweep, say its plan, and keep its worker groups while inside.
 
     Args:
+        run: what tells this run from all others on the store, but for those that it goes on from.
         train: whether its trials are wanted; without them there is one worker group.
 
     Raises:
@@ -251,7 +252,8 @@ def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
     trials, missing = _trials(store, prepared) if train else ([], [])
     print(plan_text(store, prepared, trials, capacity, at_once), flush=True)
     path, base = str(prepared.model_path), prepared.site.base
-    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template)
+    run = run or f"run {uuid.uuid4().hex[:8]}"
+    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template, run)
     later = train and (not trials or bool(_placing_works(store, prepared)))
     groups = at_once if later else min(at_once, max(1, len(missing)))
     steps = _steps_left(store, prepared, missing)

@@ -18,6 +18,7 @@ from vrray.budget import Budget
 from vrray.errors import TrainingError
 
 _IDLE_SECONDS = 0.2
+_DEFERRED_SECONDS = 5.0
 _ABANDONED_SECONDS = 60.0
 _CANCELLED = "cancelled"
 Report = Callable[[dict[str, Any]], None]
@@ -38,6 +39,7 @@ class Job(Protocol):
 
         Raises:
             Cancelled, Paused: by `report`, on all ranks.
+            Deferred: the job is to come again later.
         """
 
 
@@ -52,10 +54,15 @@ class Setup:
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     liger: bool = False
     template: str = "chat"
+    run: str = "a run"  # in words that tell it from others: see `vrray.claims`
 
 
 class Cancelled(Exception):
     """Nobody wants the job's result any more; raised on all ranks at the same report."""
+
+
+class Deferred(Exception):
+    """Another run is at the job's work; raised by the job on all ranks. It comes again after the others."""
 
 
 class Paused(Exception):
@@ -83,7 +90,8 @@ class Desk:
         self._failures: dict[str, int] = {}
         self._failed_starts: int | None = None  # in a row; None until a group has started
         self._waiting: list[Job] = []
-        self._taken: dict[str, list[Job]] = {}
+        self._not_before: dict[str, float] = {}  # when a job that was deferred may come again
+        self._taken: dict[str, list[Job | None]] = {}  # by group; None for what was deferred
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
@@ -110,12 +118,15 @@ class Desk:
             return taken[number]
         if self._closed:
             return "close"
-        if not self._waiting:
+        now = time.monotonic()
+        job = next((job for job in self._waiting if self._not_before.get(job.key, now) <= now), None)
+        if job is None:
             return None
-        taken.append(self._waiting.pop(0))
-        self._begun[taken[number].key] = time.monotonic()
+        self._waiting.remove(job)
+        taken.append(job)
+        self._begun[job.key] = now
         self._failed_starts = 0
-        return taken[number]
+        return job
 
     def post(self, key: str, metrics: dict[str, Any]) -> Verdict:
         """Take in a report; what becomes of the job."""
@@ -141,6 +152,20 @@ class Desk:
         now = time.monotonic()
         self._busy += now - self._begun.pop(key, now)
 
+    def defer(self, group: str, key: str, reason: str) -> None:
+        """Put the job that a group has begun back in line, behind the others; once the budget is spent, end it."""
+        self._leave(key)
+        taken = self._taken[group]
+        (place,) = [place for place, job in enumerate(taken) if job is not None and job.key == key]
+        job, taken[place] = taken[place], None
+        if key in self._ended or self.spent():
+            self.end(key)
+        elif job is not None:
+            if key not in self._not_before:
+                self._reports[key].append({"say": reason})
+            self._not_before[key] = time.monotonic() + _DEFERRED_SECONDS
+            self._waiting.append(job)
+
     def group_failed(self, group: str, reason: str) -> bool:
         """Put back whatever the group was at, or end it; whether to start another group.
 
@@ -151,7 +176,7 @@ class Desk:
         """
         taken = self._taken.pop(group, [])
         for job in taken:
-            if job.key not in self._ended:
+            if job is not None and job.key not in self._ended:
                 self._lose(job, reason)
         if taken:
             return True
@@ -240,6 +265,10 @@ def serve(config: dict[str, Any]) -> None:
             job.run(workspace, _reporter(desk, job.key, workspace))
         except (Cancelled, Paused):
             pass
+        except Deferred as deferred:
+            if workspace.rank == 0:
+                ray.get(desk.defer.remote(group, job.key, str(deferred)))
+            continue
         except Exception as error:
             # Said here, because a job that raises must not be repeated, as one whose workers died is.
             if not _lost_a_peer(error):
