@@ -22,8 +22,8 @@ _LOG_EVERY_SECONDS = 15.0
 class Progress:
     """Progress over all trainings, counted in optimizer steps; `live` is the same for other watchers."""
 
-    def __init__(self, total_steps: int):
-        self.live = LiveState()
+    def __init__(self, total_steps: int, live: LiveState | None = None):
+        self.live = live or LiveState()
         self._steps: dict[str, int] = {}
         self._said: dict[str, float] = {}
         self._bar = (

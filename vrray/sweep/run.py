@@ -28,7 +28,7 @@ from vrray.sweep.compare import choose
 from vrray.sweep.jobs import VariantsJob
 from vrray.sweep.leaks import FILE as LEAKS
 from vrray.sweep.leaks import Leaks, sweep_leaks, training_of
-from vrray.sweep.live import published
+from vrray.sweep.live import LiveState, published
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.shown import write_shown
@@ -41,14 +41,13 @@ def run_sweep(spec: SweepSpec) -> None:
     """Run a sweep on the connected Ray cluster; whatever its store holds already is reused.
 
     Raises:
+        BusyError: another driver is at this sweep.
         ClusterError: the cluster cannot hold one trial.
         TrainingError: the projector stage failed, or every trial did.
     """
     began = time.monotonic()
-    with (
-        open_session(spec, run=f"sweep {spec.name!r}") as session,
-        published(session.store, spec.name, session.progress.live),
-    ):
+    live, run = LiveState(), f"sweep {spec.name!r}"
+    with published(Store(spec.storage), spec.name, live), open_session(spec, run=run, live=live) as session:
         session.expect_trials()
         leaks = sweep_leaks(session.store, session.prepared)
         session.progress.say(leaks.text())

@@ -22,6 +22,7 @@ from vrray.specs import SweepSpec
 from vrray.store import Store
 from vrray.sweep.bridge import DRIVER_MEMORY, point_of, tune_trial
 from vrray.sweep.jobs import FeaturesJob, ScoresJob, TrialJob
+from vrray.sweep.live import LiveState
 from vrray.sweep.loggers import tune_loggers
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
 from vrray.sweep.prepare import Prepared, prepare
@@ -228,11 +229,14 @@ class Session:
 
 
 @contextmanager
-def open_session(spec: SweepSpec, *, train: bool = True, run: str | None = None) -> Iterator[Session]:
+def open_session(
+    spec: SweepSpec, *, train: bool = True, run: str | None = None, live: LiveState | None = None
+) -> Iterator[Session]:
     """Prepare a sweep, say its plan, and keep its worker groups while inside.
 
     Args:
         run: what tells this run from all others on the store, but for those that it goes on from.
+        live: its state, where others watch it.
         train: whether its trials are wanted; without them there is one worker group.
 
     Raises:
@@ -258,7 +262,7 @@ def open_session(spec: SweepSpec, *, train: bool = True, run: str | None = None)
     groups = at_once if later else min(at_once, max(1, len(missing)))
     steps = _steps_left(store, prepared, missing)
     workers = WorkerGroups(spec, setup, count=groups, gpu=gpu, budget=budget, began=began)
-    with Progress(steps) as progress, workers:
+    with Progress(steps, live) as progress, workers:
         yield Session(store, prepared, trials, missing, groups, progress, workers)
 
 
