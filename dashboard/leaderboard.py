@@ -149,13 +149,14 @@ def failures(board: Board, most: int = 12) -> Markup | None:
     if not failed:
         return None
     lines = [
-        tag("tr", tag("td", row.variant, cls="v-l"), tag("td", row.failure or "", cls="v-l v-wrap"))
+        tag("tr", *[tag("td", cell, cls="v-l v-wrap") for cell in (row.variant, row.outcome, row.failure or "")])
         for row in failed[:most]
     ]
     more = f"; the first {most} are shown, all are in the table" if len(failed) > most else ""
-    head = tag("thead", tag("tr", tag("th", "variant", scope="col"), tag("th", "why", scope="col", cls="v-l")))
+    names = ("variant", "status", "why")
+    head = tag("thead", tag("tr", *[tag("th", name, scope="col", cls="v-l") for name in names]))
     table = tag("div", tag("table", head, tag("tbody", *lines), cls="v-table"), cls="v-scroll")
-    return section("Failed", f"Variants without a score: {len(failed)}{more}.", table)
+    return section("Without a score", f"{len(failed)} variants{more}.", table)
 
 
 def number(value: float | None, digits: int = 3) -> str:

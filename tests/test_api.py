@@ -12,7 +12,8 @@ import pytest
 
 import vrray
 from vrray.errors import SpecError
-from vrray.specs import EvaluateSpec, FinetuneSpec, Frozen, SweepSpec
+from vrray.job_specs import EvaluateSpec, FinetuneSpec
+from vrray.specs import Frozen, SweepSpec
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from vrray.errors import SpecError
+from vrray.job_specs import ScoreSpec
 from vrray.report.scores_plot import draw_scores
 from vrray.report.scores_report import format_scores, render_scores
 from vrray.scores.table import LayerScores, correlations, measurement_of, missing_score, rank_stability
-from vrray.specs import ScoreSpec
 from vrray.store import Store
 from vrray.sweep.jobs import TrialJob
 from vrray.sweep.run import describe_run

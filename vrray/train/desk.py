@@ -14,12 +14,16 @@ from typing import Any, Literal, Protocol
 
 import ray
 
+from vrray.budget import Budget
 from vrray.errors import TrainingError
 
 _IDLE_SECONDS = 0.2
+_DEFERRED_SECONDS = 5.0
 _ABANDONED_SECONDS = 60.0
 _CANCELLED = "cancelled"
 Report = Callable[[dict[str, Any]], None]
+Verdict = Literal["go on", "pause", "cancel"]
+BEGINS = "begins"  # reported before a training, with its key
 
 
 class Job(Protocol):
@@ -31,7 +35,11 @@ class Job(Protocol):
     def run(self, workspace: Any, report: Report) -> None:
         """Run on this rank; all ranks call `report` equally often, rank 0's metrics are passed on.
 
-        A report `{"say": text}` is for the user to read.
+        A report `{"say": text}` is for the user to read. A training says that it begins (`BEGINS`), and each `step`.
+
+        Raises:
+            Cancelled, Paused: by `report`, on all ranks.
+            Deferred: the job is to come again later.
         """
 
 
@@ -46,21 +54,44 @@ class Setup:
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     liger: bool = False
     template: str = "chat"
+    run: str = "a run"  # in words that tell it from others: see `vrray.claims`
 
 
 class Cancelled(Exception):
     """Nobody wants the job's result any more; raised on all ranks at the same report."""
 
 
-class Desk:
-    """The jobs of a sweep and their reports (a Ray actor)."""
+class Deferred(Exception):
+    """Another run is at the job's work; raised by the job on all ranks. It comes again after the others."""
 
-    def __init__(self, max_failures: int = 0) -> None:
+
+class Paused(Exception):
+    """The run's budget is spent: the training that reports is to keep a checkpoint and end. On all ranks at once."""
+
+
+_RAISED: dict[Verdict, type[Exception] | None] = {"go on": None, "pause": Paused, "cancel": Cancelled}
+
+
+class Desk:
+    """The jobs of a sweep and their reports (a Ray actor).
+
+    Once the budget is spent, trainings do not begin and those that go on are paused; all other work is done.
+
+    Args:
+        elapsed: seconds that the run has taken already.
+    """
+
+    def __init__(self, max_failures: int = 0, budget: Budget | None = None, elapsed: float = 0.0) -> None:
         self._max_failures = max_failures
+        self._budget = budget or Budget()
+        self._start = time.monotonic() - elapsed
+        self._begun: dict[str, float] = {}  # when a group took the jobs that are going
+        self._busy = 0.0
         self._failures: dict[str, int] = {}
         self._failed_starts: int | None = None  # in a row; None until a group has started
         self._waiting: list[Job] = []
-        self._taken: dict[str, list[Job]] = {}
+        self._not_before: dict[str, float] = {}  # when a job that was deferred may come again
+        self._taken: dict[str, list[Job | None]] = {}  # by group; None for what was deferred
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
@@ -87,19 +118,53 @@ class Desk:
             return taken[number]
         if self._closed:
             return "close"
-        if not self._waiting:
+        now = time.monotonic()
+        job = next((job for job in self._waiting if self._not_before.get(job.key, now) <= now), None)
+        if job is None:
             return None
-        taken.append(self._waiting.pop(0))
+        self._waiting.remove(job)
+        taken.append(job)
+        self._begun[job.key] = now
         self._failed_starts = 0
-        return taken[number]
+        return job
 
-    def post(self, key: str, metrics: dict[str, Any]) -> bool:
-        """Take in a report; whether the job should go on."""
-        self._reports[key].append(metrics)
-        return key not in self._ended and time.monotonic() - self._followed[key] < _ABANDONED_SECONDS
+    def post(self, key: str, metrics: dict[str, Any]) -> Verdict:
+        """Take in a report; what becomes of the job."""
+        if BEGINS not in metrics:
+            self._reports[key].append(metrics)
+        if key in self._ended or time.monotonic() - self._followed[key] >= _ABANDONED_SECONDS:
+            return "cancel"
+        training = BEGINS in metrics or "step" in metrics
+        return "pause" if training and self.spent() else "go on"
+
+    def spent(self) -> str | None:
+        """Which limit of the budget is reached; None while there is some left."""
+        now = time.monotonic()
+        going = sum(now - begun for begun in self._begun.values())
+        return self._budget.reached(now - self._start, self._busy + going)
 
     def end(self, key: str, failure: str | None = None) -> None:
+        self._leave(key)
         self._ended.setdefault(key, failure)
+
+    def _leave(self, key: str) -> None:
+        """Count the time of the group that was at a job."""
+        now = time.monotonic()
+        self._busy += now - self._begun.pop(key, now)
+
+    def defer(self, group: str, key: str, reason: str) -> None:
+        """Put the job that a group has begun back in line, behind the others; once the budget is spent, end it."""
+        self._leave(key)
+        taken = self._taken[group]
+        (place,) = [place for place, job in enumerate(taken) if job is not None and job.key == key]
+        job, taken[place] = taken[place], None
+        if key in self._ended or self.spent():
+            self.end(key)
+        elif job is not None:
+            if key not in self._not_before:
+                self._reports[key].append({"say": reason})
+            self._not_before[key] = time.monotonic() + _DEFERRED_SECONDS
+            self._waiting.append(job)
 
     def group_failed(self, group: str, reason: str) -> bool:
         """Put back whatever the group was at, or end it; whether to start another group.
@@ -111,7 +176,7 @@ class Desk:
         """
         taken = self._taken.pop(group, [])
         for job in taken:
-            if job.key not in self._ended:
+            if job is not None and job.key not in self._ended:
                 self._lose(job, reason)
         if taken:
             return True
@@ -125,6 +190,7 @@ class Desk:
         return False
 
     def _lose(self, job: Job, reason: str) -> None:
+        self._leave(job.key)
         self._failures[job.key] = self._failures.get(job.key, 0) + 1
         if "OutOfMemory" in reason:
             self.end(job.key, f"{reason}; a worker's node ran out of memory: lower --micro-batch or --workers a node")
@@ -151,6 +217,8 @@ class Desk:
 
 def follow(desk: Any, *jobs: Job) -> Iterator[dict[str, Any]]:
     """Submit jobs; iterate over their reports as they come, until all have ended and every report was yielded.
+
+    A job that was paused ends as any other: the store says what it left undone.
 
     Raises:
         TrainingError: a job failed; the message is the worker's.
@@ -195,8 +263,12 @@ def serve(config: dict[str, Any]) -> None:
         number += 1
         try:
             job.run(workspace, _reporter(desk, job.key, workspace))
-        except Cancelled:
+        except (Cancelled, Paused):
             pass
+        except Deferred as deferred:
+            if workspace.rank == 0:
+                ray.get(desk.defer.remote(group, job.key, str(deferred)))
+            continue
         except Exception as error:
             # Said here, because a job that raises must not be repeated, as one whose workers died is.
             if not _lost_a_peer(error):
@@ -223,12 +295,14 @@ def _reporter(desk: Any, key: str, workspace: Any) -> Report:
     import torch
     import torch.distributed as dist
 
+    verdicts = list(_RAISED)
+
     def report(metrics: dict[str, Any]) -> None:
-        wanted = torch.ones(1, device=workspace.device)
-        if workspace.rank == 0 and not ray.get(desk.post.remote(key, metrics)):
-            wanted.zero_()
-        dist.broadcast(wanted, 0)
-        if not wanted.item():
-            raise Cancelled
+        verdict = torch.zeros(1, dtype=torch.int64, device=workspace.device)
+        if workspace.rank == 0:
+            verdict.fill_(verdicts.index(ray.get(desk.post.remote(key, metrics))))
+        dist.broadcast(verdict, 0)
+        if (error := _RAISED[verdicts[int(verdict)]]) is not None:
+            raise error
 
     return report

@@ -19,6 +19,7 @@ from typing import Any, Self
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vrray.budget import Budget
 from vrray.specs import RunSpec
 from vrray.store import Store
 from vrray.train.desk import Desk, Setup, serve
@@ -29,10 +30,24 @@ log = logging.getLogger(__name__)
 
 
 class WorkerGroups:
-    """Groups of a sweep as a context manager: started when the desk is first asked for, ended and joined on leaving."""
+    """Groups of a sweep as a context manager: started when the desk is first asked for, ended and joined on leaving.
 
-    def __init__(self, spec: RunSpec, setup: Setup, *, count: int, gpu: bool):
+    Args:
+        began: when the run began whose budget it is, by `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        setup: Setup,
+        *,
+        count: int,
+        gpu: bool,
+        budget: Budget | None = None,
+        began: float | None = None,
+    ):
         self._spec, self._setup, self._gpu, self._count = spec, setup, gpu, count
+        self._budget, self._began = budget, time.monotonic() if began is None else began
         self._threads: list[threading.Thread] = []
         self._desk: Any = None
         self._closing = False
@@ -44,7 +59,7 @@ class WorkerGroups:
             # Beside the driver: losing another node must not lose the desk.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk)
-            self._desk = desk.remote(self._spec.max_failures)
+            self._desk = desk.remote(self._spec.max_failures, self._budget, time.monotonic() - self._began)
             for index in range(self._count):
                 name = f"vrray-group-{index}"
                 self._threads.append(threading.Thread(target=self._keep_serving, name=name, daemon=True))
