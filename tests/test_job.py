@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import pytest
 
 from vrray.errors import TrainingError
@@ -23,6 +27,25 @@ def test_exit_status(raised: BaseException | None, status: int, said: str, capsy
 
     assert exit_status(work) == status
     assert capsys.readouterr().err.endswith(said)
+
+
+def test_sigterm_ends_the_work_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            cleaned.append(True)
+
+    assert exit_status(work) == 143
+    assert cleaned
+    assert (
+        capsys.readouterr().err
+        == "interrupted; what is finished is in the store, the same command goes on from there\n"
+    )
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_other_errors_keep_their_stack() -> None:

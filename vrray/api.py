@@ -221,6 +221,8 @@ def run(spec: SweepSpec) -> Sweep:
 def connected() -> Iterator[None]:
     """A connection to Ray; one that was not there before is closed again on leaving."""
     import logging
+    import signal
+    import threading
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep; finished work is in the store
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables would stand beside vrray's own progress
@@ -230,7 +232,10 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ from vrray.region import place
 from vrray.specs import Recipe
 from vrray.store import Store
 from vrray.train.checkpoint import KIND
+from vrray.train.desk import Stopped
 from vrray.train.execution import Execution
 from vrray.train.loop import Trained, Training, train
 from vrray.train.workspace import Workspace
@@ -46,19 +47,21 @@ class Interrupted(Exception):
     pass
 
 
-def until(last: int) -> Any:
+def until(last: int, end: type[Exception]) -> Any:
     """A report that ends the training on all ranks after a step."""
 
     def report(metrics: dict[str, Any]) -> None:
         if metrics.get("step") == last:
-            raise Interrupted
+            raise end
 
     return report
 
 
-def interrupt(workspace: Workspace, training: Training, key: str, last: int) -> None:
-    with pytest.raises(Interrupted):
-        train(workspace, training, until(last), key)
+def interrupt(
+    workspace: Workspace, training: Training, key: str, last: int, end: type[Exception] = Interrupted
+) -> None:
+    with pytest.raises(end):
+        train(workspace, training, until(last, end), key)
 
 
 def go_on(workspace: Workspace, training: Training, key: str) -> tuple[Trained, list[float], list[str]]:
@@ -88,6 +91,10 @@ def on_two(ground: Ground) -> dict[str, Any]:
         workspace.store.delete(f"{KIND}/torn/step-00000004", "rank-1-of-2")
     torch.distributed.barrier()
     results["torn"] = (results["zero 3"][0], *go_on(workspace, training, "torn"), [])
+    interrupt(workspace, training, "stopped", 3, Stopped)
+    kept = steps_kept(workspace.store, "stopped")
+    results["stopped"] = (results["zero 3"][0], *go_on(workspace, training, "stopped"), kept)
+    results["stopped at the end"] = train(workspace, training, until(STEPS, Stopped), "stopped at the end")
     interrupt(workspace, training, "other world", 4)
     return results
 
@@ -133,6 +140,16 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(both: list[dict[str,
         assert resumed.losses == whole.losses
         assert resumed.tensors.keys() == whole.tensors.keys()
         assert all(torch.equal(resumed.tensors[key], tensor) for key, tensor in whole.tensors.items())
+
+
+def test_a_training_that_is_stopped_saves_the_step_that_it_is_at(both: list[dict[str, Any]]) -> None:
+    for results in both:
+        whole, resumed, steps, said, kept = results["stopped"]
+        assert kept == ["step-00000002", "step-00000003"]
+        assert said == ["goes on from the checkpoint after step 3 of 6"]
+        assert steps == [4, 5, 6]
+        assert resumed.losses == whole.losses
+        assert results["stopped at the end"].losses == whole.losses
 
 
 def test_totals_count_the_steps_before_the_interruption(both: list[dict[str, Any]]) -> None:

@@ -52,6 +52,10 @@ class Cancelled(Exception):
     """Nobody wants the job's result any more; raised on all ranks at the same report."""
 
 
+class Stopped(Cancelled):
+    """The driver is about to end, and the same job may be wanted later: what is done is worth a checkpoint."""
+
+
 class Desk:
     """The jobs of a sweep and their reports (a Ray actor)."""
 
@@ -64,7 +68,7 @@ class Desk:
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
-        self._closed = False
+        self._closed = self._stopping = False
         self._broken: str | None = None
 
     def submit(self, job: Job) -> None:
@@ -148,6 +152,16 @@ class Desk:
     def close(self) -> None:
         self._closed = True
 
+    def stop(self) -> None:
+        """Close at once: what is in line does not start, what runs ends at its next report."""
+        self._closed = self._stopping = True
+        self._waiting = []
+        for key in self._reports:
+            self.end(key, _CANCELLED)
+
+    def stopping(self) -> bool:
+        return self._stopping
+
 
 def follow(desk: Any, *jobs: Job) -> Iterator[dict[str, Any]]:
     """Submit jobs; iterate over their reports as they come, until all have ended and every report was yielded.
@@ -224,11 +238,11 @@ def _reporter(desk: Any, key: str, workspace: Any) -> Report:
     import torch.distributed as dist
 
     def report(metrics: dict[str, Any]) -> None:
-        wanted = torch.ones(1, device=workspace.device)
+        end = torch.zeros(1, device=workspace.device)
         if workspace.rank == 0 and not ray.get(desk.post.remote(key, metrics)):
-            wanted.zero_()
-        dist.broadcast(wanted, 0)
-        if not wanted.item():
-            raise Cancelled
+            end.fill_(2 if ray.get(desk.stopping.remote()) else 1)
+        dist.broadcast(end, 0)
+        if end.item():
+            raise Stopped if end.item() == 2 else Cancelled
 
     return report
