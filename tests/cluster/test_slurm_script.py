@@ -26,7 +26,7 @@ from vrray.api import connected
 from vrray.job import exit_status
 
 def work():
-    with connected():
+    with connected("/tmp"):
         import ray
         print("job:", len(ray.nodes()), ray.cluster_resources()["CPU"], sys.argv[1:], flush=True)
         time.sleep(300)
