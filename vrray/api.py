@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,7 +141,7 @@ def pretrain_projector(**options: Any) -> dict[str, Any]:
     from vrray.sweep.single import run_pretrain
 
     spec = PretrainSpec.parse(options)
-    with connected():
+    with connected(spec.storage):
         return run_pretrain(spec)
 
 
@@ -156,7 +157,7 @@ def finetune(**options: Any) -> dict[str, Any]:
     from vrray.sweep.single import run_finetune
 
     spec = FinetuneSpec.parse(options)
-    with connected():
+    with connected(spec.storage):
         return run_finetune(spec)
 
 
@@ -171,7 +172,7 @@ def score_layers(**options: Any) -> Scores:
     from vrray.sweep.scoring import run_scores
 
     spec = ScoreSpec.parse(options)
-    with connected():
+    with connected(spec.storage):
         run_scores(spec)
     return Scores(spec.storage, spec.name)
 
@@ -187,7 +188,7 @@ def evaluate(**options: Any) -> Evaluation:
     from vrray.sweep.evaluating import run_evaluation
 
     spec = EvaluateSpec.parse(options)
-    with connected():
+    with connected(spec.storage):
         run_evaluation(spec)
     return Evaluation(spec.storage, spec.name)
 
@@ -213,15 +214,21 @@ def run(spec: SweepSpec) -> Sweep:
     """`tune_layers` for options that are validated already."""
     from vrray.sweep.run import run_sweep
 
-    with connected():
+    with connected(spec.storage):
         run_sweep(spec)
     return Sweep(spec.storage, spec.name)
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """A connection to Ray; one that was not there before is closed again on leaving."""
+def connected(storage: str) -> Iterator[None]:
+    """A connection to Ray; one that was not there before is closed again on leaving.
+
+    Args:
+        storage: where results will go.
+    """
     import logging
+    import signal
+    import threading
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep; finished work is in the store
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables would stand beside vrray's own progress
@@ -231,11 +238,26 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _warn_of_a_copy(storage)
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _warn_of_a_copy(storage: str) -> None:
+    """A submitted job runs in a folder of Ray's, where a relative path ends with the job's files."""
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and "://" not in storage and not Path(storage).expanduser().is_absolute():
+        print(
+            f"--storage {storage} lies below {Path.cwd()} on the driver's node, which Ray may delete after the job: "
+            "give an absolute path that every node sees, or a URI",
+            file=sys.stderr,
+        )
 
 
 def _signature(spec: type[Frozen], returned: Any) -> inspect.Signature:

@@ -47,38 +47,21 @@ class Interrupted(Exception):
     pass
 
 
-def until(last: int) -> Any:
+def until(last: int, end: type[Exception]) -> Any:
     """A report that ends the training on all ranks after a step."""
 
     def report(metrics: dict[str, Any]) -> None:
         if metrics.get("step") == last:
-            raise Interrupted
+            raise end
 
     return report
 
 
-def interrupt(workspace: Workspace, training: Training, key: str, last: int) -> None:
-    with pytest.raises(Interrupted):
-        train(workspace, training, until(last), key)
-
-
-def pause(workspace: Workspace, training: Training, key: str, last: int) -> None:
-    """Spend the budget in a step."""
-
-    def report(metrics: dict[str, Any]) -> None:
-        if metrics.get("step") == last:
-            raise Paused
-
-    with pytest.raises(Paused):
-        train(workspace, training, report, key)
-
-
-def pause_at_the_end(workspace: Workspace, training: Training, key: str) -> Trained:
-    def report(metrics: dict[str, Any]) -> None:
-        if metrics.get("step") == STEPS:
-            raise Paused
-
-    return train(workspace, training, report, key)
+def interrupt(
+    workspace: Workspace, training: Training, key: str, last: int, end: type[Exception] = Interrupted
+) -> None:
+    with pytest.raises(end):
+        train(workspace, training, until(last, end), key)
 
 
 def go_on(workspace: Workspace, training: Training, key: str) -> tuple[Trained, list[float], list[str]]:
@@ -110,10 +93,16 @@ def on_two(ground: Ground) -> dict[str, Any]:
     results["torn"] = (results["zero 3"][0], *go_on(workspace, training, "torn"), [])
     interrupt(workspace, training, "other world", 4)
     rare = replace(training, execution=replace(training.execution, checkpoint_steps=None))
-    pause(workspace, rare, "paused", 3)
+    interrupt(workspace, rare, "paused", 3, Paused)
     kept = steps_kept(workspace.store, "paused")
     results["paused"] = (results["zero 3"][0], *go_on(workspace, rare, "paused"), kept)
-    results["paused at its end"] = (results["zero 3"][0], pause_at_the_end(workspace, rare, "late"), [], [], [])
+    results["paused at its end"] = (
+        results["zero 3"][0],
+        train(workspace, rare, until(STEPS, Paused), "late"),
+        [],
+        [],
+        [],
+    )
     return results
 
 

@@ -226,6 +226,19 @@ def test_a_cancelled_job() -> None:
     assert desk.job("g", 1) == B
 
 
+def test_a_desk_that_is_stopped() -> None:
+    desk = desk_with(A, B, C)
+    assert [desk.job("g", 0), desk.job("other", 0)] == [A, B]
+    desk.end("b")
+    desk.close()
+    assert desk.post("a", {"step": 1}) == "go on"  # closed, it lets what runs come to its end
+    desk.stop()
+    assert desk.post("a", {"step": 2}) == "pause"
+    assert desk.post("a", {"answered": 2}) == "cancel"
+    assert [desk.job("g", 1), desk.job("other", 1)] == ["close", "close"]
+    assert [outcome(desk, job) for job in (A, B, C)] == [(True, "cancelled"), (True, None), (True, "cancelled")]
+
+
 def test_a_job_that_nobody_follows_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])

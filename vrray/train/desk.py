@@ -66,7 +66,8 @@ class Deferred(Exception):
 
 
 class Paused(Exception):
-    """The run's budget is spent: the training that reports is to keep a checkpoint and end. On all ranks at once."""
+    """The run's budget is spent, or its driver is about to end: the training that reports is to keep a checkpoint and
+    end. On all ranks at once."""
 
 
 _RAISED: dict[Verdict, type[Exception] | None] = {"go on": None, "pause": Paused, "cancel": Cancelled}
@@ -95,7 +96,7 @@ class Desk:
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
-        self._closed = False
+        self._closed = self._stopping = False
         self._broken: str | None = None
 
     def submit(self, job: Job) -> None:
@@ -130,11 +131,13 @@ class Desk:
 
     def post(self, key: str, metrics: dict[str, Any]) -> Verdict:
         """Take in a report; what becomes of the job."""
+        training = BEGINS in metrics or "step" in metrics
         if BEGINS not in metrics:
             self._reports[key].append(metrics)
+        if self._stopping and training:
+            return "pause"
         if key in self._ended or time.monotonic() - self._followed[key] >= _ABANDONED_SECONDS:
             return "cancel"
-        training = BEGINS in metrics or "step" in metrics
         return "pause" if training and self.spent() else "go on"
 
     def spent(self) -> str | None:
@@ -213,6 +216,13 @@ class Desk:
 
     def close(self) -> None:
         self._closed = True
+
+    def stop(self) -> None:
+        """Close at once: what is in line does not start, what runs ends at its next report, trainings are paused."""
+        self._closed = self._stopping = True
+        self._waiting = []
+        for key in self._reports:
+            self.end(key, _CANCELLED)
 
 
 def follow(desk: Any, *jobs: Job) -> Iterator[dict[str, Any]]:

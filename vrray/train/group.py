@@ -26,6 +26,8 @@ from vrray.train.desk import Desk, Setup, serve
 from vrray.train.launch import Capacity, failure_reason, make_trainer
 from vrray.upkeep.records import RAY
 
+_SAVING_SECONDS = 15.0  # with what follows, an interrupted job ends within 30 s
+
 log = logging.getLogger(__name__)
 
 
@@ -78,12 +80,17 @@ class WorkerGroups:
         if error is None:
             ray.get(self._desk.close.remote())
             self._join(60)
+        elif not isinstance(error, Exception):
+            log.warning("stopping; trainings save a checkpoint after the step that they are at")
+            ray.get(self._desk.stop.remote())
+            self._join(_SAVING_SECONDS)
         ray.kill(self._desk)
         self._join(10)  # Ray may be shut down next, which must not happen below a thread that uses it
 
     def _join(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(timeout=seconds)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
 
     def _keep_serving(self) -> None:
         workers, again = self._spec.workers, True

@@ -153,15 +153,16 @@ class _Run:
             self.meter.take(loss, measured)
             norm = self.engine.get_global_grad_norm()
             rates = [float(rate) for rate in self.engine.get_lr()]
+            last = number == self.schedule.count
             try:
                 report(self.meter.of_step(measured, rates, math.nan if norm is None else float(norm)))
             except Paused:
-                if number < self.schedule.count:
-                    if self.checkpoints is not None:
-                        self._save(self.checkpoints, number)
-                    raise
-            if due and self.checkpoints is not None and number < self.schedule.count:
-                self._save(self.checkpoints, number)
+                if last:
+                    break  # the delta is there as soon as a checkpoint would be
+                self._save(number)
+                raise
+            if due and not last:
+                self._save(number)
             if number in self.execution.rungs and len(self.asked) >= self.workspace.world:
                 report({RUNG: number, RUNG_SCORE: self._answer_likelihood()})
 
@@ -247,13 +248,13 @@ class _Run:
         elapsed = time.monotonic() - self.saved_at
         return elapsed >= self.execution.checkpoint_seconds or (every is not None and number % every == 0)
 
-    def _save(self, checkpoints: Checkpoints, number: int) -> None:
+    def _save(self, number: int) -> None:
         self.saved_at = time.monotonic()
         applied = number - self.meter.totals.skipped
-        if not applied:
-            return  # nothing has changed yet, and there are no moments
+        if self.checkpoints is None or not applied:
+            return  # without an applied step nothing has changed yet, and there are no moments
         weights = gather_weights(self.parameters, self.trainable.names)
-        checkpoints.save(number, self.engine, weights, {"meter": self.meter.state(), "applied": applied})
+        self.checkpoints.save(number, self.engine, weights, {"meter": self.meter.state(), "applied": applied})
 
     def _resume(self, saved: Saved) -> str:
         self.meter.resume(saved.about["meter"])
