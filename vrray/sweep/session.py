@@ -20,6 +20,7 @@ from vrray.store import Store
 from vrray.sweep.bridge import DRIVER_MEMORY, point_of, tune_trial
 from vrray.sweep.jobs import FeaturesJob, ScoresJob, TrialJob
 from vrray.sweep.loggers import tune_loggers
+from vrray.sweep.packs import choose_pack, with_pack
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
 from vrray.sweep.prepare import Prepared, prepare
 from vrray.sweep.progress import Progress, TuneProgress
@@ -64,7 +65,7 @@ class Session:
             return self
         if any(work.delta != self.prepared.projector.key for work in works):
             self.progress.say("layer scores: all layers are tuned first")
-            job = TrialJob(self.prepared.site.without_tasks(), self.prepared.space.all_layers())
+            job = TrialJob(self.prepared.site.for_one(), self.prepared.space.all_layers())
             for report in follow(self.workers.desk, job):
                 self.progress.update("all", report)
         self.measure(works)
@@ -165,8 +166,8 @@ class Session:
             param_space={"point": tune.grid_search(pending)} if searcher is None else {},
             tune_config=tune.TuneConfig(
                 num_samples=1 if searcher is None else spec.budget,
-                # One driver more than groups is up, so that a group need not wait for the next driver's start.
-                max_concurrent_trials=self.groups + (searcher is None),
+                # One driver more than is served is up, so that a group need not wait for the next driver's start.
+                max_concurrent_trials=self.groups * self.prepared.site.execution.pack + (searcher is None),
                 search_alg=searcher,
                 scheduler=_scheduler(self.prepared),
                 trial_dirname_creator=lambda trial: (
@@ -203,11 +204,13 @@ def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
     if not _placing_works(store, prepared):
         prepared = _placed(store, prepared)
     trials, missing = _trials(store, prepared) if train else ([], [])
-    print(plan_text(store, prepared, trials, capacity, at_once), flush=True)
-    path, base = str(prepared.model_path), prepared.site.base
-    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template)
     later = train and (not trials or bool(_placing_works(store, prepared)))
     groups = at_once if later else min(at_once, max(1, len(missing)))
+    pack = choose_pack(prepared, None if later else missing, groups, capacity.worker_memory(spec), gpu)
+    prepared = with_pack(prepared, pack)
+    print(plan_text(store, prepared, trials, capacity, at_once, pack), flush=True)
+    path, base = str(prepared.model_path), prepared.site.base
+    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template)
     steps = _steps_left(store, prepared, missing)
     with Progress(steps) as progress, WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:
         yield Session(store, prepared, trials, missing, groups, progress, workers)

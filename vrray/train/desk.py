@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import ray
 
@@ -18,6 +18,7 @@ from vrray.errors import TrainingError
 
 _IDLE_SECONDS = 0.2
 _ABANDONED_SECONDS = 60.0
+_GATHER_SECONDS = 10.0  # a driver of Tune's takes some seconds to start on a busy machine
 _CANCELLED = "cancelled"
 Report = Callable[[dict[str, Any]], None]
 
@@ -32,6 +33,24 @@ class Job(Protocol):
         """Run on this rank; all ranks call `report` equally often, rank 0's metrics are passed on.
 
         A report `{"say": text}` is for the user to read.
+        """
+
+
+@runtime_checkable
+class Packable(Job, Protocol):
+    """A job that a group can do the first part of for several of its kind at once."""
+
+    @property
+    def room(self) -> int:
+        """How many that may be, this one among them."""
+
+    def packs_with(self, other: Job) -> bool: ...
+
+    def run_pack(self, workspace: Any, jobs: Sequence[Job], reports: Sequence[Report]) -> dict[str, str]:
+        """Run the first part of jobs that pack with this one; a report that raises `Cancelled` ends its own job only.
+
+        Returns:
+            By key, why a job failed. Each other one goes on alone.
         """
 
 
@@ -60,7 +79,9 @@ class Desk:
         self._failures: dict[str, int] = {}
         self._failed_starts: int | None = None  # in a row; None until a group has started
         self._waiting: list[Job] = []
-        self._taken: dict[str, list[Job]] = {}
+        self._arrived = 0.0  # when the last job came
+        self._taken: dict[str, list[list[Job]]] = {}  # by group, what it was given at each time it asked
+        self._alone: set[str] = set()  # jobs that are not packed, or not any more
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
@@ -77,11 +98,15 @@ class Desk:
         self._ended.pop(job.key, None)
         if self._broken is None:
             self._waiting.append(job)
+            self._arrived = time.monotonic()
         else:
             self.end(job.key, self._broken)
 
-    def job(self, group: str, number: int) -> Job | str | None:
-        """The group's job of that number: the same for every rank that asks; "close" at the end; None to wait."""
+    def jobs(self, group: str, number: int) -> list[Job] | str | None:
+        """What the group runs at that number: the same for every rank that asks; "close" at the end; None to wait.
+
+        It is one job, or several that pack. A pack that is not full waits until no job has come for some seconds.
+        """
         taken = self._taken.setdefault(group, [])
         if number < len(taken):
             return taken[number]
@@ -89,9 +114,36 @@ class Desk:
             return "close"
         if not self._waiting:
             return None
-        taken.append(self._waiting.pop(0))
+        pack, room = self._pack(self._waiting[0])
+        if len(pack) < room and time.monotonic() - self._arrived < _GATHER_SECONDS:
+            return None
+        self._waiting = [job for job in self._waiting if job not in pack]
+        taken.append(pack)
         self._failed_starts = 0
-        return taken[number]
+        return pack
+
+    def _pack(self, first: Job) -> tuple[list[Job], int]:
+        """A job with those in line that pack with it, and how many may."""
+        if first.key in self._alone or not isinstance(first, Packable):
+            return [first], 1
+        others = [job for job in self._waiting[1:] if job.key not in self._alone and first.packs_with(job)]
+        return [first, *others][: first.room], first.room
+
+    def unpack(self, group: str, number: int, failures: Mapping[str, str], reason: str | None = None) -> None:
+        """End the jobs of a pack that have failed; each other one goes on alone, first in line.
+
+        Args:
+            reason: why the pack as a whole did not come to its end.
+        """
+        pack, self._taken[group][number] = self._taken[group][number], []
+        for key, failure in failures.items():
+            self.end(key, failure)
+        again = {job.key for job in self._waiting}  # stopped, and wanted once more before the pack noticed
+        left = [job for job in pack if job.key not in self._ended and job.key not in again]
+        for job in left if reason else ():
+            self._reports[job.key].append({"say": f"the trials in its pack go on one by one: {reason}"})
+        self._alone.update(job.key for job in left)
+        self._waiting = [*left, *self._waiting]
 
     def post(self, key: str, metrics: dict[str, Any]) -> bool:
         """Take in a report; whether the job should go on."""
@@ -109,8 +161,11 @@ class Desk:
         very first group fails before it takes a job, the next one would fail too, and every job ends; later on, a node
         may just have been lost.
         """
+        for number, pack in enumerate(self._taken.get(group, [])):
+            if len(pack) > 1 and "OutOfMemory" in reason:
+                self.unpack(group, number, {}, reason)
         taken = self._taken.pop(group, [])
-        for job in taken:
+        for job in reversed([job for pack in taken for job in pack]):
             if job.key not in self._ended:
                 self._lose(job, reason)
         if taken:
@@ -188,22 +243,44 @@ def serve(config: dict[str, Any]) -> None:
     desk, group, setup = config["desk"], config["group"], config["setup"]
     workspace = Workspace.set_up(setup)
     number = 0
-    while (job := ray.get(desk.job.remote(group, number))) != "close":
-        if job is None:
+    while (jobs := ray.get(desk.jobs.remote(group, number))) != "close":
+        if jobs is None:
             time.sleep(_IDLE_SECONDS)
             continue
+        reports = [_reporter(desk, job.key, workspace) for job in jobs]
+        if len(jobs) == 1:
+            _run(desk, jobs[0], workspace, reports[0])
+        else:
+            _run_pack(desk, jobs, workspace, reports, (group, number))
         number += 1
-        try:
-            job.run(workspace, _reporter(desk, job.key, workspace))
-        except Cancelled:
-            pass
-        except Exception as error:
-            # Said here, because a job that raises must not be repeated, as one whose workers died is.
-            if not _lost_a_peer(error):
-                ray.get(desk.end.remote(job.key, error_line(error)))
-            raise
-        if workspace.rank == 0:
-            ray.get(desk.end.remote(job.key))
+
+
+def _run(desk: Any, job: Job, workspace: Any, report: Report) -> None:
+    try:
+        job.run(workspace, report)
+    except Cancelled:
+        pass
+    except Exception as error:
+        # Said here, because a job that raises must not be repeated, as one whose workers died is.
+        if not _lost_a_peer(error):
+            ray.get(desk.end.remote(job.key, error_line(error)))
+        raise
+    if workspace.rank == 0:
+        ray.get(desk.end.remote(job.key))
+
+
+def _run_pack(
+    desk: Any, jobs: Sequence[Packable], workspace: Any, reports: Sequence[Report], taken: tuple[str, int]
+) -> None:
+    try:
+        failures = jobs[0].run_pack(workspace, jobs, reports)
+    except Exception as error:
+        # What the jobs cannot do together, each may do alone.
+        if not _lost_a_peer(error):
+            ray.get(desk.unpack.remote(*taken, {}, error_line(error)))
+        raise
+    if workspace.rank == 0:
+        ray.get(desk.unpack.remote(*taken, failures))
 
 
 def _lost_a_peer(error: BaseException) -> bool:
