@@ -24,6 +24,7 @@ from vrray.sweep.bridge import DRIVER_MEMORY, point_of, tune_trial
 from vrray.sweep.jobs import FeaturesJob, ScoresJob, TrialJob
 from vrray.sweep.live import LiveState
 from vrray.sweep.loggers import tune_loggers
+from vrray.sweep.packs import choose_pack, with_pack
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
 from vrray.sweep.prepare import Prepared, prepare
 from vrray.sweep.progress import Progress, TuneProgress
@@ -73,7 +74,7 @@ class Session:
         whole = self.prepared.space.all_layers()
         if any(work.delta == whole.key for work in works) and not self.store.has(DELTA, whole.key):
             self.progress.say("layer scores: all layers are tuned first")
-            self._train("all", self.prepared.site.without_tasks(), whole)
+            self._train("all", self.prepared.site.for_one(), whole)
         self.measure(works)
         prepared = _placed(self.store, self.prepared)
         trials, missing = _trials(self.store, prepared)
@@ -213,8 +214,8 @@ class Session:
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 num_samples=len(pending) if listed else spec.most_trials,
-                # One driver more than groups is up, so that a group need not wait for the next driver's start.
-                max_concurrent_trials=self.groups + listed,
+                # One driver more than is served is up, so that a group need not wait for the next driver's start.
+                max_concurrent_trials=self.groups * self.prepared.site.execution.pack + listed,
                 search_alg=WithinBudget(search, is_trained, spent, spec.max_trials),
                 scheduler=_scheduler(self.prepared),
                 trial_dirname_creator=lambda trial: (
@@ -257,12 +258,14 @@ def open_session(
     if not _placing_works(store, prepared):
         prepared = _placed(store, prepared)
     trials, missing = _trials(store, prepared) if train else ([], [])
-    print(plan_text(store, prepared, trials, capacity, at_once), flush=True)
+    later = train and (not trials or bool(_placing_works(store, prepared)))
+    groups = at_once if later else min(at_once, max(1, len(missing)))
+    pack = choose_pack(prepared, None if later else missing, groups, capacity.worker_memory(spec), gpu)
+    prepared = with_pack(prepared, pack)
+    print(plan_text(store, prepared, trials, capacity, at_once, pack), flush=True)
     path, base = str(prepared.model_path), prepared.site.base
     run = run or f"run {uuid.uuid4().hex[:8]}"
     setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template, run)
-    later = train and (not trials or bool(_placing_works(store, prepared)))
-    groups = at_once if later else min(at_once, max(1, len(missing)))
     steps = _steps_left(store, prepared, missing)
     workers = WorkerGroups(spec, setup, count=groups, gpu=gpu, budget=budget, began=began)
     with Progress(steps, live) as progress, workers:

@@ -40,9 +40,9 @@ class Site:
     execution: Execution
     precision: Literal["bf16", "fp32"] = "bf16"
 
-    def without_tasks(self) -> Site:
-        """Where trials are only trained."""
-        return replace(self, select=())
+    def for_one(self) -> Site:
+        """Where one trial is only trained, by itself."""
+        return replace(self, select=(), execution=replace(self.execution, pack=1))
 
 
 @dataclass(frozen=True)
