@@ -13,7 +13,8 @@ import pytest
 import vrray
 from vrray.api import _warn_of_a_copy
 from vrray.errors import SpecError
-from vrray.specs import EvaluateSpec, FinetuneSpec, Frozen, SweepSpec
+from vrray.job_specs import EvaluateSpec, FinetuneSpec
+from vrray.specs import Frozen, SweepSpec
 
 
 @pytest.mark.parametrize(

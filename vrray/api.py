@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vrray.errors import SpecError
-from vrray.specs import EvaluateSpec, FinetuneSpec, Frozen, PretrainSpec, ScoreSpec, SweepSpec
+from vrray.job_specs import EvaluateSpec, FinetuneSpec, PretrainSpec, ScoreSpec
+from vrray.specs import Frozen, SweepSpec
 from vrray.store import Store
 
 
@@ -132,7 +133,7 @@ def tune_layers(**options: Any) -> Sweep:
 def pretrain_projector(**options: Any) -> dict[str, Any]:
     """Train the projector alone (stage 1), or find it in the store; its key there, and what was measured.
 
-    Options are the fields of `vrray.specs.PretrainSpec`. Trainings and sweeps with the same options start from it.
+    Options are the fields of `vrray.job_specs.PretrainSpec`. Trainings and sweeps with the same options start from it.
 
     Raises:
         VrrayError: as `finetune`.
@@ -147,8 +148,8 @@ def pretrain_projector(**options: Any) -> dict[str, Any]:
 def finetune(**options: Any) -> dict[str, Any]:
     """Train one region, or find the same training in the store; its key there, and what was measured.
 
-    Options are the fields of `vrray.specs.FinetuneSpec`; the cluster is found as in `tune_layers`. A training that was
-    interrupted goes on from its last checkpoint.
+    Options are the fields of `vrray.job_specs.FinetuneSpec`; the cluster is found as in `tune_layers`. A training that
+    was interrupted goes on from its last checkpoint.
 
     Raises:
         VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
@@ -163,7 +164,7 @@ def finetune(**options: Any) -> dict[str, Any]:
 def score_layers(**options: Any) -> Scores:
     """Measure layer scores, with their standard errors and how far they agree.
 
-    Options are the fields of `vrray.specs.ScoreSpec`; the cluster is found as in `tune_layers`.
+    Options are the fields of `vrray.job_specs.ScoreSpec`; the cluster is found as in `tune_layers`.
 
     Raises:
         VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
@@ -179,7 +180,7 @@ def score_layers(**options: Any) -> Scores:
 def evaluate(**options: Any) -> Evaluation:
     """Score a model, or variants of a sweep, on tasks; answers that the store holds are not asked for again.
 
-    Options are the fields of `vrray.specs.EvaluateSpec`; the cluster is found as in `tune_layers`.
+    Options are the fields of `vrray.job_specs.EvaluateSpec`; the cluster is found as in `tune_layers`.
 
     Raises:
         VrrayError: an option, a task, the model or the cluster is not fit for it; the message says what to change.

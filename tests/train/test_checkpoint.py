@@ -16,7 +16,7 @@ from vrray.region import place
 from vrray.specs import Recipe
 from vrray.store import Store
 from vrray.train.checkpoint import KIND
-from vrray.train.desk import Stopped
+from vrray.train.desk import Paused
 from vrray.train.execution import Execution
 from vrray.train.loop import Trained, Training, train
 from vrray.train.workspace import Workspace
@@ -91,11 +91,18 @@ def on_two(ground: Ground) -> dict[str, Any]:
         workspace.store.delete(f"{KIND}/torn/step-00000004", "rank-1-of-2")
     torch.distributed.barrier()
     results["torn"] = (results["zero 3"][0], *go_on(workspace, training, "torn"), [])
-    interrupt(workspace, training, "stopped", 3, Stopped)
-    kept = steps_kept(workspace.store, "stopped")
-    results["stopped"] = (results["zero 3"][0], *go_on(workspace, training, "stopped"), kept)
-    results["stopped at the end"] = train(workspace, training, until(STEPS, Stopped), "stopped at the end")
     interrupt(workspace, training, "other world", 4)
+    rare = replace(training, execution=replace(training.execution, checkpoint_steps=None))
+    interrupt(workspace, rare, "paused", 3, Paused)
+    kept = steps_kept(workspace.store, "paused")
+    results["paused"] = (results["zero 3"][0], *go_on(workspace, rare, "paused"), kept)
+    results["paused at its end"] = (
+        results["zero 3"][0],
+        train(workspace, rare, until(STEPS, Paused), "late"),
+        [],
+        [],
+        [],
+    )
     return results
 
 
@@ -142,22 +149,27 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(both: list[dict[str,
         assert all(torch.equal(resumed.tensors[key], tensor) for key, tensor in whole.tensors.items())
 
 
-def test_a_training_that_is_stopped_saves_the_step_that_it_is_at(both: list[dict[str, Any]]) -> None:
-    for results in both:
-        whole, resumed, steps, said, kept = results["stopped"]
-        assert kept == ["step-00000002", "step-00000003"]
-        assert said == ["goes on from the checkpoint after step 3 of 6"]
-        assert steps == [4, 5, 6]
-        assert resumed.losses == whole.losses
-        assert results["stopped at the end"].losses == whole.losses
-
-
 def test_totals_count_the_steps_before_the_interruption(both: list[dict[str, Any]]) -> None:
     whole, resumed, *_ = both[0]["zero 3"]
     assert resumed.metrics["step"] == STEPS
     assert resumed.metrics["padded_share"] == whole.metrics["padded_share"]
     samples = STEPS * FULL.global_batch
     assert resumed.metrics["samples_per_second"] == pytest.approx(samples / resumed.metrics["train_seconds"])
+
+
+def test_a_paused_training_keeps_the_step_that_it_was_at(both: list[dict[str, Any]]) -> None:
+    for results in both:
+        whole, resumed, steps, said, kept = results["paused"]
+        assert (kept, steps) == (["step-00000003"], [4, 5, 6])
+        assert "goes on from the checkpoint after step 3 of 6" in said
+        assert resumed.losses == whole.losses
+        assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in resumed.tensors.items())
+
+
+def test_a_training_that_has_done_its_last_step_is_not_paused(both: list[dict[str, Any]]) -> None:
+    for results in both:
+        whole, ended, *_ = results["paused at its end"]
+        assert ended.losses == whole.losses
 
 
 def test_a_torn_checkpoint_is_not_seen(both: list[dict[str, Any]]) -> None:

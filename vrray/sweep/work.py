@@ -6,7 +6,7 @@ Everything finished goes into the store under its key and is found there by a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ from vrray.sweep.trial import (
     scores_key,
 )
 from vrray.train.checkpoint import KIND as CHECKPOINT
-from vrray.train.desk import Report
+from vrray.train.desk import BEGINS, Deferred, Report
 from vrray.train.loop import Trained, Training, train
 from vrray.train.measure import json_number
 from vrray.train.workspace import Workspace
@@ -66,9 +66,31 @@ def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> 
 
 
 def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
-    """Train once, measure scores, then prune and evaluate many times; without tasks, only train."""
+    """Train once, measure scores, then prune and evaluate many times; without tasks, only train.
+
+    Raises:
+        Deferred: another run is at the same trial.
+    """
+    with _claimed(workspace, job.trial.key):
+        _use_features(workspace, job.site)
+        _run_trial(workspace, job, report)
+
+
+@contextmanager
+def _claimed(workspace: Workspace, key: str) -> Iterator[None]:
+    """Be the only run that works on a trial.
+
+    Raises:
+        Deferred: another one does.
+    """
+    if holder := agreed(workspace, lambda: workspace.claims.take(key)):
+        raise Deferred(f"waits for {holder}, which is at the same training")
+    with workspace.claims.kept(key) if workspace.rank == 0 else nullcontext():
+        yield
+
+
+def _run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
     site, trial, store = job.site, job.trial, workspace.store
-    _use_features(workspace, site)
 
     def following() -> Work | None:
         return agreed(workspace, lambda: next_work(store, site, trial))
@@ -113,6 +135,7 @@ def _use_features(workspace: Workspace, site: Site) -> None:
 
 
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
+    report({BEGINS: trial.key})
     rows = _open_rows(workspace, trial.rows)
     region, left = trial.region, _left(trial.region.depth, trial.removed)
     if trial.removed:

@@ -14,12 +14,16 @@ from typing import Any, Literal, Protocol
 
 import ray
 
+from vrray.budget import Budget
 from vrray.errors import TrainingError
 
 _IDLE_SECONDS = 0.2
+_DEFERRED_SECONDS = 5.0
 _ABANDONED_SECONDS = 60.0
 _CANCELLED = "cancelled"
 Report = Callable[[dict[str, Any]], None]
+Verdict = Literal["go on", "pause", "cancel"]
+BEGINS = "begins"  # reported before a training, with its key
 
 
 class Job(Protocol):
@@ -31,7 +35,11 @@ class Job(Protocol):
     def run(self, workspace: Any, report: Report) -> None:
         """Run on this rank; all ranks call `report` equally often, rank 0's metrics are passed on.
 
-        A report `{"say": text}` is for the user to read.
+        A report `{"say": text}` is for the user to read. A training says that it begins (`BEGINS`), and each `step`.
+
+        Raises:
+            Cancelled, Paused: by `report`, on all ranks.
+            Deferred: the job is to come again later.
         """
 
 
@@ -46,25 +54,45 @@ class Setup:
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     liger: bool = False
     template: str = "chat"
+    run: str = "a run"  # in words that tell it from others: see `vrray.claims`
 
 
 class Cancelled(Exception):
     """Nobody wants the job's result any more; raised on all ranks at the same report."""
 
 
-class Stopped(Cancelled):
-    """The driver is about to end, and the same job may be wanted later: what is done is worth a checkpoint."""
+class Deferred(Exception):
+    """Another run is at the job's work; raised by the job on all ranks. It comes again after the others."""
+
+
+class Paused(Exception):
+    """The run's budget is spent, or its driver is about to end: the training that reports is to keep a checkpoint and
+    end. On all ranks at once."""
+
+
+_RAISED: dict[Verdict, type[Exception] | None] = {"go on": None, "pause": Paused, "cancel": Cancelled}
 
 
 class Desk:
-    """The jobs of a sweep and their reports (a Ray actor)."""
+    """The jobs of a sweep and their reports (a Ray actor).
 
-    def __init__(self, max_failures: int = 0) -> None:
+    Once the budget is spent, trainings do not begin and those that go on are paused; all other work is done.
+
+    Args:
+        elapsed: seconds that the run has taken already.
+    """
+
+    def __init__(self, max_failures: int = 0, budget: Budget | None = None, elapsed: float = 0.0) -> None:
         self._max_failures = max_failures
+        self._budget = budget or Budget()
+        self._start = time.monotonic() - elapsed
+        self._begun: dict[str, float] = {}  # when a group took the jobs that are going
+        self._busy = 0.0
         self._failures: dict[str, int] = {}
         self._failed_starts: int | None = None  # in a row; None until a group has started
         self._waiting: list[Job] = []
-        self._taken: dict[str, list[Job]] = {}
+        self._not_before: dict[str, float] = {}  # when a job that was deferred may come again
+        self._taken: dict[str, list[Job | None]] = {}  # by group; None for what was deferred
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
@@ -91,19 +119,55 @@ class Desk:
             return taken[number]
         if self._closed:
             return "close"
-        if not self._waiting:
+        now = time.monotonic()
+        job = next((job for job in self._waiting if self._not_before.get(job.key, now) <= now), None)
+        if job is None:
             return None
-        taken.append(self._waiting.pop(0))
+        self._waiting.remove(job)
+        taken.append(job)
+        self._begun[job.key] = now
         self._failed_starts = 0
-        return taken[number]
+        return job
 
-    def post(self, key: str, metrics: dict[str, Any]) -> bool:
-        """Take in a report; whether the job should go on."""
-        self._reports[key].append(metrics)
-        return key not in self._ended and time.monotonic() - self._followed[key] < _ABANDONED_SECONDS
+    def post(self, key: str, metrics: dict[str, Any]) -> Verdict:
+        """Take in a report; what becomes of the job."""
+        training = BEGINS in metrics or "step" in metrics
+        if BEGINS not in metrics:
+            self._reports[key].append(metrics)
+        if self._stopping and training:
+            return "pause"
+        if key in self._ended or time.monotonic() - self._followed[key] >= _ABANDONED_SECONDS:
+            return "cancel"
+        return "pause" if training and self.spent() else "go on"
+
+    def spent(self) -> str | None:
+        """Which limit of the budget is reached; None while there is some left."""
+        now = time.monotonic()
+        going = sum(now - begun for begun in self._begun.values())
+        return self._budget.reached(now - self._start, self._busy + going)
 
     def end(self, key: str, failure: str | None = None) -> None:
+        self._leave(key)
         self._ended.setdefault(key, failure)
+
+    def _leave(self, key: str) -> None:
+        """Count the time of the group that was at a job."""
+        now = time.monotonic()
+        self._busy += now - self._begun.pop(key, now)
+
+    def defer(self, group: str, key: str, reason: str) -> None:
+        """Put the job that a group has begun back in line, behind the others; once the budget is spent, end it."""
+        self._leave(key)
+        taken = self._taken[group]
+        (place,) = [place for place, job in enumerate(taken) if job is not None and job.key == key]
+        job, taken[place] = taken[place], None
+        if key in self._ended or self.spent():
+            self.end(key)
+        elif job is not None:
+            if key not in self._not_before:
+                self._reports[key].append({"say": reason})
+            self._not_before[key] = time.monotonic() + _DEFERRED_SECONDS
+            self._waiting.append(job)
 
     def group_failed(self, group: str, reason: str) -> bool:
         """Put back whatever the group was at, or end it; whether to start another group.
@@ -115,7 +179,7 @@ class Desk:
         """
         taken = self._taken.pop(group, [])
         for job in taken:
-            if job.key not in self._ended:
+            if job is not None and job.key not in self._ended:
                 self._lose(job, reason)
         if taken:
             return True
@@ -129,6 +193,7 @@ class Desk:
         return False
 
     def _lose(self, job: Job, reason: str) -> None:
+        self._leave(job.key)
         self._failures[job.key] = self._failures.get(job.key, 0) + 1
         if "OutOfMemory" in reason:
             self.end(job.key, f"{reason}; a worker's node ran out of memory: lower --micro-batch or --workers a node")
@@ -153,18 +218,17 @@ class Desk:
         self._closed = True
 
     def stop(self) -> None:
-        """Close at once: what is in line does not start, what runs ends at its next report."""
+        """Close at once: what is in line does not start, what runs ends at its next report, trainings are paused."""
         self._closed = self._stopping = True
         self._waiting = []
         for key in self._reports:
             self.end(key, _CANCELLED)
 
-    def stopping(self) -> bool:
-        return self._stopping
-
 
 def follow(desk: Any, *jobs: Job) -> Iterator[dict[str, Any]]:
     """Submit jobs; iterate over their reports as they come, until all have ended and every report was yielded.
+
+    A job that was paused ends as any other: the store says what it left undone.
 
     Raises:
         TrainingError: a job failed; the message is the worker's.
@@ -209,8 +273,12 @@ def serve(config: dict[str, Any]) -> None:
         number += 1
         try:
             job.run(workspace, _reporter(desk, job.key, workspace))
-        except Cancelled:
+        except (Cancelled, Paused):
             pass
+        except Deferred as deferred:
+            if workspace.rank == 0:
+                ray.get(desk.defer.remote(group, job.key, str(deferred)))
+            continue
         except Exception as error:
             # Said here, because a job that raises must not be repeated, as one whose workers died is.
             if not _lost_a_peer(error):
@@ -237,12 +305,14 @@ def _reporter(desk: Any, key: str, workspace: Any) -> Report:
     import torch
     import torch.distributed as dist
 
+    verdicts = list(_RAISED)
+
     def report(metrics: dict[str, Any]) -> None:
-        end = torch.zeros(1, device=workspace.device)
-        if workspace.rank == 0 and not ray.get(desk.post.remote(key, metrics)):
-            end.fill_(2 if ray.get(desk.stopping.remote()) else 1)
-        dist.broadcast(end, 0)
-        if end.item():
-            raise Stopped if end.item() == 2 else Cancelled
+        verdict = torch.zeros(1, dtype=torch.int64, device=workspace.device)
+        if workspace.rank == 0:
+            verdict.fill_(verdicts.index(ray.get(desk.post.remote(key, metrics))))
+        dist.broadcast(verdict, 0)
+        if (error := _RAISED[verdicts[int(verdict)]]) is not None:
+            raise error
 
     return report

@@ -25,7 +25,7 @@ from vrray.models.loading import decoder_layers
 from vrray.region import Region
 from vrray.specs import Recipe
 from vrray.train.checkpoint import Checkpoints, Saved, restore
-from vrray.train.desk import Report, Stopped
+from vrray.train.desk import Paused, Report
 from vrray.train.dryrun import fitting_micro_batch, is_out_of_memory, largest_divisor, out_of_memory
 from vrray.train.engine import GradientWatch, advance_schedule, gather_weights, started_engine
 from vrray.train.execution import RUNG, RUNG_SCORE, Execution
@@ -74,6 +74,7 @@ def train(workspace: Workspace, training: Training, report: Report, checkpoints_
             that was interrupted goes on; None for none.
 
     Raises:
+        Paused: the report of a step raised it; where checkpoints are kept, there is one of that step.
         TrainingError: a part of the region got no gradient, memory does not suffice, the loss was not finite in too
             many steps in a row, or the model's rows cannot be packed.
     """
@@ -155,7 +156,7 @@ class _Run:
             last = number == self.schedule.count
             try:
                 report(self.meter.of_step(measured, rates, math.nan if norm is None else float(norm)))
-            except Stopped:
+            except Paused:
                 if last:
                     break  # the delta is there as soon as a checkpoint would be
                 self._save(number)
