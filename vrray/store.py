@@ -28,6 +28,7 @@ from vrray.errors import StoreError
 
 MARKER = "COMMITTED.json"
 _CHUNK = 8 << 20
+_OBJECT_STORES = ("s3", "gcs")
 _OTHER_HASH = "another SHA-256"
 
 
@@ -228,7 +229,7 @@ class Store:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write one file so that a reader sees the old content or the new one, never a part."""
         path = self._path(name)
-        self._fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        self._make_folder_of(path)
         target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else path
         with self._fs.open_output_stream(target) as stream:
             stream.write(data)
@@ -344,8 +345,13 @@ class Store:
             if self._fs.get_file_info(path).type != pafs.FileType.NotFound:
                 raise
 
+    def _make_folder_of(self, path: str) -> None:
+        # Object stores have no folders; pyarrow would write an empty object for each of the path, the bucket's too.
+        if self._fs.type_name not in _OBJECT_STORES:
+            self._fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+
     def _copy_in(self, source: Path, target: str) -> None:
-        self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        self._make_folder_of(target)
         if self.is_local:
             shutil.copyfile(source, target)
             return

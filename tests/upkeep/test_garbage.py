@@ -109,11 +109,18 @@ def test_what_is_young_stays(store: Store) -> None:
 def test_an_unfinished_run_keeps_what_was_written_since_it_began(store: Store) -> None:
     put(store, "delta", UNUSED)
     store.write_text("ray/group-1234/state.json", "state")
+    store.write_text(f"delta/{USED}/{ATTEMPT}/a.txt", "being written")
+    store.write_text("sweeps/live/table.parquet.89abcdef.tmp", "being written")
     later = time.time() + 3600
     record(store, "sweeps/live", finished=False, began=time.time())
     assert names(store) == {}
     record(store, "sweeps/live", finished=False, began=later)
-    assert names(store) == {f"delta/{UNUSED}": "no run uses it", "ray/group-1234": "its run has ended"}
+    assert set(names(store)) == {
+        f"delta/{UNUSED}",
+        "ray/group-1234",
+        f"delta/{USED}/{ATTEMPT}",
+        "sweeps/live/table.parquet.89abcdef.tmp",
+    }
 
 
 def test_checkpoints_are_of_unfinished_trainings(store: Store) -> None:

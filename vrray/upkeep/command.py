@@ -119,11 +119,16 @@ def _kinds(inventory: Inventory) -> list[dict[str, Any]]:
 
 
 def _runs(inventory: Inventory) -> list[dict[str, Any]]:
+    used: dict[str, list[Artefact]] = {run.name: [] for run in inventory.runs}
+    for artefact in inventory.artefacts:
+        for name in users(inventory, artefact):
+            used[name].append(artefact)
     return [
         {
             "run": run.name,
             "state": run.state,
-            "uses": sum(map(len, run.record.keys.values())) if run.record else None,
+            "artefacts": len(used[run.name]),
+            "bytes": sum(each.bytes for each in used[run.name]),
             "began": run.record.began if run.record else None,
         }
         for run in inventory.runs

@@ -46,12 +46,10 @@ def find_garbage(store: Store, older_than: float) -> list[Garbage]:
     """
     inventory = take_inventory(store)
     _check_recorded(store, inventory)
-    cutoff = time.time() - 3600 * older_than
-    found = [*_of_artefacts(store, inventory), *_of_ray(inventory)]
     unfinished = [run.record for run in inventory.runs if run.record and not run.record.finished]
     since = min((record.began for record in unfinished), default=math.inf) - _CLOCKS_DIFFER_SECONDS
-    found = [item for item in found if item.changed < since]
-    found += [*_uncommitted(store, inventory), *_leftovers(inventory)]
+    cutoff = min(since, time.time() - 3600 * older_than)
+    found = [*_unused(inventory), *_of_ray(inventory), *_uncommitted(store, inventory), *_leftovers(inventory)]
     old = {item.name: item for item in found if item.changed < cutoff}
     return [old[name] for name in sorted(old) if name.rpartition("/")[0] not in old]
 
@@ -105,7 +103,7 @@ def _check_recorded(store: Store, inventory: Inventory) -> None:
         )
 
 
-def _of_artefacts(store: Store, inventory: Inventory) -> Iterator[Garbage]:
+def _unused(inventory: Inventory) -> Iterator[Garbage]:
     for artefact in inventory.artefacts:
         if artefact.marker is not None and not users(inventory, artefact):
             files = [artefact.marker, *(file for files in artefact.attempts.values() for file in files)]
