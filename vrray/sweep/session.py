@@ -212,6 +212,7 @@ class Session:
                 num_samples=len(pending) if listed else spec.most_trials,
                 # One driver more than groups is up, so that a group need not wait for the next driver's start.
                 max_concurrent_trials=self.groups + listed,
+                reuse_actors=True,
                 search_alg=WithinBudget(search, is_trained, spent, spec.max_trials),
                 scheduler=_scheduler(self.prepared),
                 trial_dirname_creator=lambda trial: (

@@ -91,7 +91,7 @@ class Desk:
         self._failed_starts: int | None = None  # in a row; None until a group has started
         self._waiting: list[Job] = []
         self._not_before: dict[str, float] = {}  # when a job that was deferred may come again
-        self._taken: dict[str, list[Job | None]] = {}  # by group; None for what was deferred
+        self._taken: dict[str, list[Job | None]] = {}  # by group; None for what is over or was deferred
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
@@ -124,6 +124,8 @@ class Desk:
             return None
         self._waiting.remove(job)
         taken.append(job)
+        if number > 1 and (old := taken[number - 2]) is not None and old.key in self._ended:
+            taken[number - 2] = None  # no rank is that far behind
         self._begun[job.key] = now
         self._failed_starts = 0
         return job
