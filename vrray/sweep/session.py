@@ -212,7 +212,8 @@ class Session:
                 num_samples=len(pending) if listed else spec.most_trials,
                 # One driver more than groups is up, so that a group need not wait for the next driver's start.
                 max_concurrent_trials=self.groups + listed,
-                reuse_actors=True,
+                # A trial that a scheduler stops may leave its thread in its driver, which then serves no other.
+                reuse_actors=spec.scheduler == "none",
                 search_alg=WithinBudget(search, is_trained, spent, spec.max_trials),
                 scheduler=_scheduler(self.prepared),
                 trial_dirname_creator=lambda trial: (
