@@ -165,9 +165,10 @@ class Session:
             if not is_complete(store, site, trial):
                 unfinished[trial.key] = self._why(trial, result)
         left = [t for t in self.missing if t.key not in unfinished and not is_complete(store, site, t)]
-        return list(ran.values()), unfinished | self.not_run(
-            left, self._spent() or f"--max-trials {spec.max_trials} reached"
-        )
+        spent = self._spent()
+        if spec.search == "optuna" and spent:
+            self.progress.say(f"the search ends after {len(ran)} trials: {spent}")
+        return list(ran.values()), unfinished | self.not_run(left, spent or f"--max-trials {spec.max_trials} reached")
 
     def not_run(self, trials: Sequence[Trial], reason: str) -> dict[str, str]:
         """The status by key of trials that the budget left no room for."""
