@@ -64,9 +64,9 @@ def run_sweep(spec: SweepSpec) -> None:
             trials = session.trials
             unfinished = session.not_run(session.missing, str(error))
             unfinished[session.prepared.projector.key] = f"not run: {error}"
-        table = sweep_table(session.store, session.prepared, trials, unfinished)
-        _score_held_out(session, table)
-        table = sweep_table(session.store, session.prepared, trials, unfinished)
+        sweep = (session.store, session.prepared, trials, unfinished)
+        _score_held_out(session, sweep_table(*sweep, compared=False))
+        table = sweep_table(*sweep)
         seconds = time.monotonic() - began
         _write(session.store, session.prepared, table, leaks, seconds)
         reasons = sorted(set(unfinished.values()))

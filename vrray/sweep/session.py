@@ -170,9 +170,10 @@ class Session:
             if not is_complete(store, site, trial):
                 unfinished[trial.key] = self._why(trial, result)
         left = [t for t in self.missing if t.key not in unfinished and not is_complete(store, site, t)]
-        return list(ran.values()), unfinished | self.not_run(
-            left, self._spent() or f"--max-trials {spec.max_trials} reached"
-        )
+        spent = self._spent()
+        if spec.search == "optuna" and spent:
+            self.progress.say(f"the search ends after {len(ran)} trials: {spent}")
+        return list(ran.values()), unfinished | self.not_run(left, spent or f"--max-trials {spec.max_trials} reached")
 
     def not_run(self, trials: Sequence[Trial], reason: str) -> dict[str, str]:
         """The status by key of trials that the budget left no room for."""
@@ -217,6 +218,8 @@ class Session:
                 num_samples=len(pending) if listed else spec.most_trials,
                 # One driver more than is served is up, so that a group need not wait for the next driver's start.
                 max_concurrent_trials=self.groups * self.prepared.site.execution.pack + listed,
+                # A trial that a scheduler stops may leave its thread in its driver, which then serves no other.
+                reuse_actors=spec.scheduler == "none",
                 search_alg=WithinBudget(search, is_trained, spent, spec.max_trials),
                 scheduler=_scheduler(self.prepared),
                 trial_dirname_creator=lambda trial: (
