@@ -90,7 +90,7 @@ class Follower(threading.Thread):
         try:
             for report in follow(self.desk, self.job):
                 self.reports.append(report)
-                if report.get("step") == self.stop_after:
+                if self.stop_after is not None and report.get("step") == self.stop_after:
                     ray.get(self.desk.cancel.remote(self.job.key))
         except TrainingError as error:
             self.failure = str(error)

@@ -11,8 +11,8 @@ from vrray.sweep.prepare import Prepared
 from vrray.sweep.trial import Trial
 from vrray.train.memory import MemoryEstimate, estimate_pack
 
-# Each further trial adds its rows to a step. Two cores are busy with the rows of one trial, so that packing saves the
-# start of trainings and small matrix products only; a GPU is busy with about this many (docs/benchmarks.md).
+# A CPU is busy with the rows of one trial: packing saves the starts of trainings and little else (docs/benchmarks.md).
+# On a GPU memory is what limits; the cap is for the drivers, of which each trial in a pack has one.
 _MOST_ON_CPU = 4
 _MOST_ON_GPU = 16
 

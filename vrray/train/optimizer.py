@@ -16,7 +16,7 @@ from vrray.specs import Recipe
 Kind = TypeVar("Kind", bound=torch.optim.AdamW)
 
 
-def adamw(kind: type[Kind], region: Sequence[nn.Parameter], projector: Sequence[nn.Parameter], recipe: Recipe) -> Kind:
+def adamw(kind: type[Kind], region: Sequence[torch.Tensor], projector: Sequence[torch.Tensor], recipe: Recipe) -> Kind:
     """An optimizer of that kind, whose first group is the region where it has parameters."""
     groups: list[dict[str, Any]] = [
         {"params": [*region]},
@@ -60,8 +60,10 @@ class TrialOptimizer:
     def __init__(
         self, region: Sequence[nn.Parameter], projector: Sequence[nn.Parameter], recipe: Recipe, steps: int
     ) -> None:
-        self._parameters = [*region, *projector]
-        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self._parameters]
+        self._parameters: list[torch.Tensor] = [*region, *projector]
+        self.masters: list[torch.Tensor] = [
+            p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self._parameters
+        ]
         count = len(region)
         self.optimizer = adamw(ClippedAdamW, self.masters[:count], self.masters[count:], recipe)
         self.optimizer.clip = recipe.gradient_clip
@@ -87,8 +89,7 @@ class TrialOptimizer:
         applied = not self.optimizer.overflow
         if applied:
             self.lr_scheduler.step()
-            for parameter, master in zip(self._parameters, self.masters, strict=True):
-                if parameter is not master:
-                    parameter.data.copy_(master.data)
+            with torch.no_grad():
+                torch._foreach_copy_(self._parameters, self.masters)
         self.optimizer.zero_grad()
         return self.optimizer._global_grad_norm, applied

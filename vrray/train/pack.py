@@ -66,7 +66,6 @@ def train_pack(
     forget_peak(workspace.device)
     with ExitStack() as stack:
         members = [_Member.begin(workspace, *given) for given in zip(trainings, reports, strict=True)]
-        torch.manual_seed(first.seed * 1_000 + workspace.rank)  # dropout differs between ranks
         stack.enter_context(tower_aside(workspace.model))
         module = stack.enter_context(packed(workspace.model, [member.own for member in members], first.recipe))
         tuned = sorted({layer for training in trainings for layer in training.region})
@@ -79,6 +78,7 @@ def train_pack(
                 ours = Checkpoints(workspace.store, key, workspace.rank, 1, layout)
                 checkpoints = stack.enter_context(ours)
             member.start(workspace, pack.micro_batch, checkpoints)
+        torch.manual_seed(first.seed * 1_000 + workspace.rank)  # dropout differs between ranks
         _say_what_trains(workspace, members)
         try:
             pack.all_steps()
