@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 import pytest
 
 from vrray.errors import SpecError
-from vrray.options import parse_options
-from vrray.specs import QUICK, SMOL_RECIPE, EvaluateSpec, FinetuneSpec, Frozen, Recipe, RunSpec, ScoreSpec, SweepSpec
+from vrray.job_specs import EvaluateSpec, FinetuneSpec
+from vrray.specs import QUICK, SMOL_RECIPE, Frozen, Recipe, RunSpec, SweepSpec
 
 
 def test_defaults_are_valid_and_frozen() -> None:
@@ -94,6 +93,11 @@ def test_counts_stay_apart_from_fractions(name: str, given: Any, kept: int | flo
         ({"name": "../x"}, "option name: .*pattern"),
         ({"placements": "all"}, r"option placements: .*valid list \(got 'all'\)"),
         ({"trials": 4}, "trials goes with search random or optuna"),
+        ({"pack": 2}, "pack 2 is not possible: trials tune full parameters, which differ; use mode lora"),
+        ({"pack": 2, "mode": "lora", "packing": True}, "pack 2 is not possible: packing puts .*; leave it away"),
+        ({"pack": 2, "mode": "lora", "compile": True}, "pack 2 is not possible: compiled layers"),
+        ({"pack": 2, "mode": "lora", "frozen": "partitioned"}, "pack 2 is not possible: .* leave frozen partitioned"),
+        ({"pack": 0}, "option pack: .*greater than 0"),
         ({"workers": 10_007}, r"global_batch \d+ is not a multiple of workers 10007"),
         ({"workers": 2, "global_batch": 5}, "global_batch 5 is not a multiple of workers 2"),
         ({"data": ["demo", "my.json"]}, "data demo cannot be mixed"),
@@ -285,52 +289,14 @@ def test_rankings_and_targets_are_read_as_they_are_typed() -> None:
     assert SweepSpec.parse({"protect": "4, 0"}).protect == "0,4"
 
 
-def test_a_search_has_a_budget() -> None:
-    assert [SweepSpec.parse({"search": search}).budget for search in ("random", "optuna")] == [8, 24]
-    assert SweepSpec.parse({"search": "optuna", "trials": 5}).budget == 5
+def test_a_pack_is_read_as_it_is_typed() -> None:
+    lora = {"mode": "lora"}
+    assert [SweepSpec.parse(lora | {"pack": pack}).pack for pack in ("auto", "4", 4, 1)] == ["auto", 4, 4, 1]
+    full = SweepSpec.parse({"pack": 1})
+    assert (SweepSpec.parse({}).pack, full.pack, full.never_packs() is None) == ("auto", 1, False)
+    assert SweepSpec.parse(lora).never_packs() is None
 
 
-def test_what_is_scored() -> None:
-    assert (ScoreSpec.parse({}).scored, ScoreSpec.parse({"model": "x/y"}).scored) == ("projector", "model")
-    assert "change" not in ScoreSpec.parse({}).wanted
-    assert ScoreSpec.parse({"of": "all", "scores": ["bi", "bi"]}).wanted == ["bi"]
-    sweep = ScoreSpec.parse({"layers": "4", "seed": 3, "calibration": 9}).as_sweep("bottom")
-    assert (sweep.placements, sweep.layers, sweep.seeds, sweep.calibration) == (["bottom"], [4], [3], 9)
-    assert (sweep.tasks, ScoreSpec.parse({"data": "mine.json"}).as_sweep().tasks) == (["capitals"], [])
-    with pytest.raises(SpecError, match="unknown layer score 'anglar'"):
-        ScoreSpec.parse({"scores": ["anglar"]})
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"model": "my model", "tasks": ["easy-vqa", "a b.yaml"], "blind": False, "feature_budget": 2},
-        {"sweep": "where", "variants": ["all", "uniform-8-prune2"], "gpu": True, "limit": 5, "split": "select"},
-    ],
-)
-def test_an_evaluation_is_what_its_command_says(options: dict[str, Any]) -> None:
-    spec = EvaluateSpec.parse(options)
-    python, script, *arguments = shlex.split(spec.command())
-    assert (python, script) == ("python", "jobs/evaluate.py")
-    assert parse_options(EvaluateSpec, "", arguments) == spec
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "give either --model NAME, or --sweep NAME"),
-        ({"model": "a", "sweep": "b"}, "give either --model NAME, or --sweep NAME"),
-        ({"model": "a", "variants": ["all"]}, "give its name with --sweep"),
-        ({"model": "a", "workers": 0}, "option workers"),
-        ({"model": "a", "precision": "fp8"}, "option precision"),
-    ],
-)
-def test_wrong_options_of_an_evaluation(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        EvaluateSpec.parse(options)
-
-
-def test_worker_groups_of_an_evaluation_may_shrink_to_any_number() -> None:
-    run = EvaluateSpec.parse({"model": "a", "workers": 6, "cpus_per_worker": 2, "storage": "x"}).as_run()
-    assert (run.workers, run.cpus_per_worker, run.storage) == (6, 2, "x")
-    assert all(run.recipe().global_batch % workers == 0 for workers in range(1, 7))
+def test_a_search_has_an_end() -> None:
+    assert [SweepSpec.parse({"search": search}).most_trials for search in ("random", "optuna")] == [8, 24]
+    assert SweepSpec.parse({"search": "optuna", "trials": 5}).most_trials == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from ranks import run_ranks
 from tiny import DEPTH, Ground
 
+from vrray.claims import Claims
 from vrray.data.batches import collate
 from vrray.data.rows import KIND as ROWS
 from vrray.data.rows import write_rows
@@ -34,6 +36,7 @@ from vrray.sweep.trial import (
     Evaluating,
     Lacking,
     Measuring,
+    Remembering,
     Site,
     Trial,
     evaluation_key,
@@ -45,6 +48,7 @@ from vrray.sweep.trial import (
     scores_key,
 )
 from vrray.sweep.work import agreed
+from vrray.train.desk import Deferred
 from vrray.train.execution import Execution
 from vrray.train.loss import SupervisedLoss
 from vrray.variant import Delta, applied, load_delta
@@ -122,6 +126,27 @@ def test_a_trial_is_trained_once_and_pruned_often(place_of: Ground) -> None:
         store.describe(EVALUATION, evaluation_key("whole", plans[-1].removed, site.select, False))["parameters"]
         < (one_shot["parameters"])
     )
+
+
+def defers(ground: Ground, job: TrialJob) -> str:
+    workspace = ground.workspace()
+    with pytest.raises(Deferred) as raised:
+        job.run(workspace, lambda _: None)
+    return str(raised.value)
+
+
+def test_a_trial_that_another_run_is_at_is_deferred_on_all_ranks(place_of: Ground) -> None:
+    site, store = site_of(place_of), Store(place_of.store)
+    trial = Trial("whole", REGION, RECIPE, 0, "rows", None, ANGULAR)
+    other = Claims(store, "sweep 'other'")
+    assert other.take("whole") is None
+    with other.kept("whole"):
+        found = run_ranks(defers, 2, place_of, TrialJob(site, trial))
+    assert all(text.startswith("waits for sweep 'other' (process ") for text in found)
+    assert not store.has(DELTA, "whole")
+    run_ranks(run_all, 1, place_of, [TrialJob(site, trial)])
+    assert is_complete(store, site, trial)
+    assert store.names("claim") == []
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, LORA], ids=["full", "lora"])
@@ -267,6 +292,29 @@ def test_what_is_next_follows_from_the_store(store: Store, site: Site) -> None:
     assert next_work(store, site, trial) == Evaluating("t", (), blind=True)
     put_evaluation(store, site, (), 0.1, blind=True)
     assert is_complete(store, site, trial)
+
+
+def test_what_was_found_is_not_looked_up_again(store: Store, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups: Counter[tuple[str, str, str]] = Counter()
+
+    def counted(method: Any) -> Any:
+        def call(self: Store, kind: str, key: str) -> Any:
+            lookups[method.__name__, kind, key] += 1
+            return method(self, kind, key)
+
+        return call
+
+    store.put(DELTA, "t", lambda folder: None)
+    put_scores(store, site, Measuring("t", "states"), angular=(0.1, 0.0, 0.5, 0.2, 0.0, 0.3))
+    for method in (Store.has, Store.describe):
+        monkeypatch.setattr(Store, method.__name__, counted(method))
+    known, trial = Remembering(store), trial_of(ANGULAR)
+    for removed in [(), (0,), (0, 3, 5)]:
+        assert next_work(known, site, trial) == Evaluating("t", removed)
+        put_evaluation(store, site, removed, 0.5)
+    assert next_work(known, site, trial) == Evaluating("t", (), blind=True)
+    assert all(times <= 3 for times in lookups.values())  # lacking, by who puts it, and found
+    assert lookups["has", DELTA, "t"] == lookups["describe", SCORES, scores_key(site, Measuring("t", "states"))] == 1
 
 
 def test_without_tasks_a_trial_is_a_training(store: Store, site: Site) -> None:

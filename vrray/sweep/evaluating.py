@@ -8,8 +8,9 @@ from typing import Any
 
 from vrray.data.chunks import FeatureChunk, plan_chunks
 from vrray.data.features import KIND as FEATURES
+from vrray.job_specs import EvaluateSpec
 from vrray.models.loading import tower_identity
-from vrray.specs import EvaluateSpec, RunSpec
+from vrray.specs import RunSpec
 from vrray.sweep.answers import ANSWERS, AnswersJob, Part
 from vrray.sweep.evaluated import FOLDER, write_results
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation

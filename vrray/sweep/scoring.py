@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from vrray.errors import SpecError
+from vrray.job_specs import ScoreSpec
 from vrray.report.scores_plot import draw_scores
 from vrray.report.scores_report import format_scores, render_scores
 from vrray.scores.table import LayerScores, correlations, measurement_of, missing_score, rank_stability
-from vrray.specs import ScoreSpec
 from vrray.store import Store
 from vrray.sweep.jobs import TrialJob
 from vrray.sweep.run import describe_run
@@ -63,7 +63,7 @@ def _ready(session: Session, of: str, *, trains: bool) -> tuple[Session, str | N
     if trains:
         session = session.started()
         (trial,) = session.trials
-        for report in follow(session.workers.desk, TrialJob(session.prepared.site.without_tasks(), trial)):
+        for report in follow(session.workers.desk, TrialJob(session.prepared.site.for_one(), trial)):
             session.progress.update(trial.region.name, report)
         return session, trial.key
     if of == "projector":

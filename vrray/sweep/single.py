@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from vrray.errors import TrainingError
-from vrray.specs import FinetuneSpec, PretrainSpec
+from vrray.job_specs import FinetuneSpec, PretrainSpec
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.trial import DELTA, Trial
 from vrray.upkeep.records import recorded
@@ -52,9 +52,9 @@ def run_finetune(spec: FinetuneSpec) -> dict[str, Any]:
     with open_session(spec.as_sweep()) as session:
         session = session.started()
         with _recorded(session, session.trials[0]):
-            (trial,), failures = session.run_trials()
-            if trial.key in failures:
-                raise TrainingError(failures[trial.key])
+            (trial,), unfinished = session.run_trials()
+            if trial.key in unfinished:
+                raise TrainingError(unfinished[trial.key].removeprefix("failed: "))
             return _summary(session, trial)
 
 
