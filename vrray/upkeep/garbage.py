@@ -94,7 +94,7 @@ def _remove(store: Store, item: Garbage) -> bool:
 
 
 def _check_recorded(store: Store, inventory: Inventory) -> None:
-    """Refuse to judge where a run that is being prepared, or that an older version ran, has not recorded what it uses."""
+    """Refuse to judge where a run has not recorded what it uses: one in preparation, or of an older version."""
     if unknown := [run.name for run in inventory.runs if run.state == "unknown"]:
         raise StoreError(
             f"{store.uri}: what {', '.join(unknown)} uses is not recorded; run it again with the same options, which "
