@@ -1,4 +1,4 @@
-"""SIGKILL of a worker, of the driver and of a node during a training: it goes on, and ends as an undisturbed one."""
+"""SIGKILL of any process during a training: it goes on, perhaps when it is started again, and ends as undisturbed."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def wait_for_checkpoint(storage: Path, step: int, process: subprocess.Popen[str]
     raise AssertionError(f"no checkpoint of step {step}: {process.communicate()[0]}")
 
 
-def worker_pids(process: subprocess.Popen[str] | None = None) -> list[int]:
-    """Ray Train's worker processes; no other test's are running."""
+def pids(*words: str) -> list[int]:
+    """Processes whose command has all of these words; no other test's are running."""
     listing = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in listing if "ray::" in line and "TrainWorker" in line]
+    return [int(line.split()[0]) for line in listing if all(word in line for word in words)]
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -111,7 +111,7 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint(
 ) -> None:
     process = start(command(tmp_path))
     wait_for_checkpoint(tmp_path, 4, process)
-    os.kill(worker_pids()[-1], signal.SIGKILL)
+    os.kill(pids("ray::", "TrainWorker")[-1], signal.SIGKILL)
     output = finish(process)
     assert "workers lost" in output
     assert "goes on from the checkpoint after step" in output
@@ -130,6 +130,18 @@ def test_a_killed_driver_goes_on_when_it_is_started_again(
     assert losses(tmp_path) == undisturbed
 
 
+def test_a_killed_driver_of_a_trial_is_replaced(
+    command: Callable[[Path], list[str]], undisturbed: list[float], tmp_path: Path
+) -> None:
+    process = start(command(tmp_path))
+    wait_for_checkpoint(tmp_path, 4, process)
+    print(subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout)
+    (driver,) = pids("ray::tune_trial")
+    os.kill(driver, signal.SIGKILL)
+    finish(process)
+    assert losses(tmp_path) == undisturbed
+
+
 class Nodes:
     """A head without CPUs, where the driver's part runs, and nodes of one CPU each, on this machine."""
 
@@ -143,10 +155,10 @@ class Nodes:
 
     def add(self) -> None:
         """Start a node."""
-        before = set(self._raylets())
+        before = set(pids("raylet/raylet"))
         self._start(f"--address={self.address}", "--num-cpus=1")
         deadline = time.monotonic() + 30
-        while not (new := set(self._raylets()) - before) and time.monotonic() < deadline:
+        while not (new := set(pids("raylet/raylet")) - before) and time.monotonic() < deadline:
             time.sleep(0.1)
         self._added += new
 
@@ -168,10 +180,6 @@ class Nodes:
         command = [self._ray, "start", *arguments, "--disable-usage-stats"]
         begun = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         assert begun.returncode == 0, begun.stdout + begun.stderr
-
-    def _raylets(self) -> list[int]:
-        listing = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-        return [int(line.split()[0]) for line in listing if "raylet/raylet" in line]
 
 
 @pytest.fixture
@@ -204,3 +212,22 @@ def test_a_lost_node_is_replaced_or_done_without(
     assert all(same[:6])
     assert not all(same)
     assert found[-1] == pytest.approx(undisturbed[-1], rel=0.3)
+
+
+def test_without_its_head_node_a_training_ends_and_goes_on_elsewhere(
+    command: Callable[[Path], list[str]], undisturbed: list[float], tmp_path: Path, nodes: Nodes
+) -> None:
+    nodes.add()
+    nodes.add()
+    process = start(command(tmp_path), RAY_ADDRESS=nodes.address, RAY_AUTH_MODE="token")
+    wait_for_checkpoint(tmp_path, 4, process)
+    (gcs,) = pids("gcs_server")
+    os.kill(gcs, signal.SIGKILL)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=200)
+    print(output, time.monotonic() - began, process.returncode)
+    assert process.returncode != 0
+    nodes.stop()
+    output = finish(start(command(tmp_path)))
+    assert "goes on from the checkpoint after step" in output
+    assert losses(tmp_path) == undisturbed
