@@ -95,7 +95,7 @@ def _spec(options: Any, storage: str, pack: str) -> SweepSpec:
 
 
 def _train(spec: SweepSpec) -> None:
-    with connected(), open_session(spec) as session:
+    with connected(spec.storage), open_session(spec) as session:
         _, failures = session.started().run_trials()
     if failures:
         sys.exit(str(failures))

@@ -41,7 +41,8 @@ class Board:
 
     Attributes:
         ability: what is ranked by: "visual", or "textual" where no task has images.
-        numbers: score, retention, layers, parameters in millions, ms per token, by the names of `SORTABLE`.
+        numbers: score, retention, layers, parameters in millions, ms per token, by the names of `SORTABLE`; and 95 %
+            intervals, `visual_low` to `kept_textual_high`, of retention by the paired difference to the ceiling.
         tied: not told apart from the best.
         ranked: the rows that have a score, best first, of equals the one with fewer parameters.
     """
@@ -66,12 +67,16 @@ class Board:
         variants = tuple(table["variant"].to_pylist())
         numbers = {name: _numbers(table, column) for name, column in SORTABLE.items()}
         numbers["parameters"] /= 1e6
+        numbers |= _intervals(table, numbers)
         complete = np.asarray(pc.equal(table["status"], COMPLETE).fill_null(False))
         ability = "visual" if np.isfinite(numbers["visual"]).any() else "textual"
         score = numbers[ability]
         order = np.lexsort((np.arange(len(variants)), _nan_last(numbers["parameters"]), _nan_last(-score)))
         ranked = order[complete[order] & np.isfinite(score[order])]
+        tied = np.asarray(table[f"ties_best_{ability}"].fill_null(False))
         placements = np.asarray(table["placement"].to_pylist(), dtype=object)
+        if (best := _best(ranked, placements)) is not None:
+            tied[best] = False
         places = {variant: place for place, variant in reversed(list(enumerate(variants)))}
         return cls(
             table,
@@ -80,7 +85,7 @@ class Board:
             placements,
             numbers,
             complete,
-            _tied(table, ability, ranked, _best(ranked, placements)),
+            tied,
             ranked,
             places,
         )
@@ -169,18 +174,15 @@ def _best(ranked: Indices, placements: NDArray[np.object_]) -> int | None:
     return next((int(row) for row in ranked if placements[row] != "none"), None)
 
 
-def _tied(table: pa.Table, ability: str, ranked: Indices, best: int | None) -> NDArray[np.bool_]:
-    """As the table says; one without that column is asked whether its 95 % intervals overlap that of the best."""
-    tied = np.zeros(table.num_rows, dtype=bool)
-    if best is None:
-        return tied
-    if f"ties_best_{ability}" in table.column_names:
-        tied |= np.asarray(table[f"ties_best_{ability}"].fill_null(False))
-    else:
-        low, high = (_numbers(table, f"score_{ability}_{end}") for end in ("low", "high"))
-        tied[ranked] = (low[ranked] <= high[best]) & (low[best] <= high[ranked])
-    tied[best] = False
-    return tied
+def _intervals(table: pa.Table, numbers: dict[str, Numbers]) -> dict[str, Numbers]:
+    found = {}
+    for ability in ("visual", "textual"):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ceiling = numbers[ability] / numbers[f"kept_{ability}"]
+        for end in ("low", "high"):
+            found[f"{ability}_{end}"] = _numbers(table, f"score_{ability}_{end}")
+            found[f"kept_{ability}_{end}"] = 1 + _numbers(table, f"difference_{ability}_{end}") / ceiling
+    return found
 
 
 def _nan_last(values: Numbers) -> Numbers:

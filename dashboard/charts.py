@@ -13,13 +13,14 @@ COLORS = 8  # series colours in theme.py, --v-s0 to --v-s7
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points (x, y); `color` is the number of a series colour."""
+    """A line through points (x, y); `color` is the number of a series colour, `whiskers` are (x, low, high)."""
 
     name: str
     points: Sequence[tuple[float, float]]
     color: int
     dashed: bool = False
     marked: bool = False
+    whiskers: Sequence[tuple[float, float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,9 @@ def chart(
         bands: stretches (from, to, colour) of the x axis that are shaded.
         references: horizontal lines with a label.
     """
-    strokes = [
-        tag(
-            "polyline",
-            points=" ".join(f"{x.place(a)},{100 - y.place(b)}" for a, b in line.points),
-            style=f"stroke:var(--v-s{line.color % COLORS})",
-            stroke_dasharray="5 4" if line.dashed else None,
-            vector_effect="non-scaling-stroke",
-        )
-        for line in lines
-        if len(line.points) > 1
+    strokes = [_stroke(x, y, line.points, line) for line in lines if len(line.points) > 1]
+    strokes += [
+        _stroke(x, y, [(a, low), (a, high)], line, "v-whisker") for line in lines for a, low, high in line.whiskers
     ]
     shades = [
         tag(
@@ -164,6 +158,17 @@ def key(entries: Sequence[tuple[str, int]]) -> Markup:
     shown = dict.fromkeys(entries)
     items = [join(tag("i", style=f"background:var(--v-s{color % COLORS})"), name) for name, color in shown]
     return tag("div", *[tag("span", item) for item in items], cls="v-key")
+
+
+def _stroke(x: Axis, y: Axis, points: Sequence[tuple[float, float]], line: Line, cls: str | None = None) -> Markup:
+    return tag(
+        "polyline",
+        cls=cls,
+        points=" ".join(f"{x.place(a)},{round(100 - y.place(b), 3)}" for a, b in points),
+        style=f"stroke:var(--v-s{line.color % COLORS})",
+        stroke_dasharray="5 4" if line.dashed else None,
+        vector_effect="non-scaling-stroke",
+    )
 
 
 def _at(x: Axis, y: Axis, a: float, b: float) -> str:

@@ -62,7 +62,8 @@ def retention(board: Board, found: Indices) -> Markup:
     """What is left by layers removed, a line a placement: visual and textual side by side."""
     panels = [_retention(board, found, ability) for ability in ("visual", "textual")]
     drawn = [panel for panel in panels if panel is not None]
-    title, several = "What is kept as layers go", "Means, where a placement has several variants with as many removed."
+    title = "What is kept as layers go"
+    several = "Bars: 95 % intervals. Means without one, where a placement has several variants with as many removed."
     if not drawn:
         return section(title, "No variant that passes the filters has a score.")
     names = sorted({board.placements[row] for row in map(int, found)} - {"none"})
@@ -119,22 +120,29 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def _retention(board: Board, found: Indices, ability: str) -> Markup | None:
-    kept = board.numbers[f"kept_{ability}"]
-    percent = bool(np.isfinite(kept[found]).any())
-    values = kept if percent else board.numbers[ability]
+    kept = f"kept_{ability}"
+    percent = bool(np.isfinite(board.numbers[kept][found]).any())
+    values, low, high = (board.numbers[f"{kept if percent else ability}{end}"] for end in ("", "_low", "_high"))
     colors, lines = placement_colors(board), []
     for name in sorted(set(board.placements[found]) - {"none"}):
         rows = found[(board.placements[found] == name) & np.isfinite(values[found])]
         counts = board.numbers["removed"][rows]
-        points = [(float(count), float(values[rows][counts == count].mean())) for count in np.unique(counts)]
+        points, whiskers = [], []
+        for count in np.unique(counts):
+            same = rows[counts == count]
+            points.append((float(count), float(values[same].mean())))
+            if len(same) == 1 and np.isfinite(high[same[0]] - low[same[0]]):
+                whiskers.append((float(count), float(low[same[0]]), float(high[same[0]])))
         if points:
-            lines.append(Line(name, points, colors[name], marked=True))
+            lines.append(Line(name, points, colors[name], marked=True, whiskers=whiskers))
     if not lines:
         return None
-    everything = [point for line in lines for point in line.points]
-    x = Axis.around([0.0, *(count for count, _ in everything)], "layers removed", whole=True)
+    counted = [count for line in lines for count, _ in line.points]
+    heights = [value for line in lines for _, value in line.points]
+    heights += [end for line in lines for _, *ends in line.whiskers for end in ends]
+    x = Axis.around([0.0, *counted], "layers removed", whole=True)
     label = f"{ability} score kept" if percent else f"{ability} score, fraction right"
-    y = Axis.around([value for _, value in everything], label, percent=percent)
+    y = Axis.around(heights, label, percent=percent)
     return chart(f"{label} by layers removed", x, y, lines, height=230, legend=False)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dashboard.board import Board, Indices
 from dashboard.markup import Markup, join, section, tag
@@ -15,12 +14,13 @@ from vrray.report.rows import Row, Score
 from vrray.report.text import DASH
 
 PAGE = 20  # variants at a time
+_ENDS = ("", "_low", "_high")
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("variant", "variant", ""),
     ("visual", "visual score", "fraction right, with its 95 % interval"),
-    ("kept_visual", "visual kept", "share of what tuning all layers scores"),
+    ("kept_visual", "visual kept", "share of what tuning all layers scores, with its 95 % interval"),
     ("textual", "textual score", "fraction right, with its 95 % interval"),
-    ("kept_textual", "textual kept", "share of what tuning all layers scores"),
+    ("kept_textual", "textual kept", "share of what tuning all layers scores, with its 95 % interval"),
     ("tuned", "layers tuned", ""),
     ("removed", "layers removed", ""),
     ("parameters", "parameters, M", "millions"),
@@ -102,15 +102,21 @@ def headline(board: Board) -> Markup:
 
 def detail(board: Board, sweep: str, storage: str, variant: str) -> Markup:
     """Everything that the table has about one variant, and the commands to take it."""
-    cells = board.cells(board.places[variant])
+    place = board.places[variant]
+    cells = board.cells(place)
+
+    def measured(name: str) -> str:
+        return _interval([cells.get(f"{name}{end}") for end in _ENDS], number)
+
     pairs: list[tuple[str, str]] = []
     for ability in ("visual", "textual"):
-        pairs.append((f"{ability} score, select", _with_interval(cells, f"score_{ability}")))
-        pairs.append((f"{ability} kept of the ceiling", _with_interval(cells, f"retention_{ability}", share=True)))
-        if cells.get(f"difference_{ability}") is not None:
-            pairs.append((f"{ability} difference to the ceiling", _with_interval(cells, f"difference_{ability}")))
+        kept = [float(board.numbers[f"kept_{ability}{end}"][place]) for end in _ENDS]
+        pairs.append((f"{ability} score, select", measured(f"score_{ability}")))
+        pairs.append((f"{ability} kept of the ceiling", _interval(kept, percent)))
+        if cells[f"difference_{ability}"] is not None:
+            pairs.append((f"{ability} difference to the ceiling", measured(f"difference_{ability}")))
         if cells.get(f"test_score_{ability}") is not None:
-            pairs.append((f"{ability} score, held-out test", _with_interval(cells, f"test_score_{ability}")))
+            pairs.append((f"{ability} score, held-out test", measured(f"test_score_{ability}")))
     named = {"score_visual", "score_textual", "score_visual_low", "score_visual_high"}
     named |= {"score_textual_low", "score_textual_high"}
     tasks = [name for name in board.table.column_names if name.startswith("score_") and name not in named]
@@ -143,13 +149,14 @@ def failures(board: Board, most: int = 12) -> Markup | None:
     if not failed:
         return None
     lines = [
-        tag("tr", tag("td", row.variant, cls="v-l"), tag("td", row.failure or "", cls="v-l v-wrap"))
+        tag("tr", *[tag("td", cell, cls="v-l v-wrap") for cell in (row.variant, row.outcome, row.failure or "")])
         for row in failed[:most]
     ]
     more = f"; the first {most} are shown, all are in the table" if len(failed) > most else ""
-    head = tag("thead", tag("tr", tag("th", "variant", scope="col"), tag("th", "why", scope="col", cls="v-l")))
+    names = ("variant", "status", "why")
+    head = tag("thead", tag("tr", *[tag("th", name, scope="col", cls="v-l") for name in names]))
     table = tag("div", tag("table", head, tag("tbody", *lines), cls="v-table"), cls="v-scroll")
-    return section("Failed", f"Variants without a score: {len(failed)}{more}.", table)
+    return section("Without a score", f"{len(failed)} variants{more}.", table)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -180,12 +187,11 @@ def _line(board: Board, view: View, row: Row, columns: Sequence[str]) -> Markup:
         mark = tag("span", "≈ best", cls="v-tag v-tie", title="not told apart from the best")
     chosen = row.variant == view.chosen
     name = tag("button", row.variant, type="button", cls="v-pickname", data_pick=f"variant:{row.variant}")
-    found = board.cells(place)
     cells = {
         "visual": _scored(row.visual),
-        "kept_visual": _kept(row.retention_visual, found, "visual"),
+        "kept_visual": _kept(board, place, "visual"),
         "textual": _scored(row.textual),
-        "kept_textual": _kept(row.retention_textual, found, "textual"),
+        "kept_textual": _kept(board, place, "textual"),
         "tuned": str(len(row.tuned)),
         "removed": _few(row.removed),
         "parameters": millions(row.parameters),
@@ -249,16 +255,16 @@ def _scored(score: Score | None) -> str:
     return f"{score.value:.3f}" + ("" if half is None else f" ±{half:.3f}")
 
 
-def _kept(value: float | None, cells: Mapping[str, Any], ability: str) -> str:
-    """The share that is kept, with half its interval where the table has one."""
-    low, high = (cells.get(f"retention_{ability}_{end}") for end in ("low", "high"))
-    return percent(value) + ("" if low is None or high is None else f" ±{50 * (high - low):.1f}")
+def _kept(board: Board, place: int, ability: str) -> str:
+    """The share that is kept, with half its interval where it is known."""
+    value, low, high = (board.numbers[f"kept_{ability}{end}"][place] for end in _ENDS)
+    return percent(value) + ("" if math.isnan(high - low) else f" ±{50 * (high - low):.1f}")
 
 
-def _with_interval(cells: Mapping[str, Any], name: str, *, share: bool = False) -> str:
-    value, low, high = (cells.get(f"{name}{end}") for end in ("", "_low", "_high"))
-    show = percent if share else number
-    return show(value) + (f" ({show(low)} to {show(high)})" if low is not None and high is not None else "")
+def _interval(values: Sequence[float | None], show: Callable[[float | None], str]) -> str:
+    value, low, high = values
+    known = low is not None and high is not None and not math.isnan(high - low)
+    return show(value) + (f" ({show(low)} to {show(high)})" if known else "")
 
 
 def _layers(layers: list[int] | None) -> str:

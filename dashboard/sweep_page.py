@@ -181,7 +181,7 @@ class _Page:
         except VrrayError as error:
             context = {"note": str(error)}
         told = [f"{key}: {context[key]}" for key in ("model", "data", "seeds", "tasks", "note") if key in context]
-        count = f"{len(board.variants):,} variants, {len(board.variants) - int(board.complete.sum()):,} failed"
+        count = f"{len(board.variants):,} variants, {len(board.variants) - int(board.complete.sum()):,} without a score"
         failed = failures(board)
         return tag("div", tag("p", " · ".join([count, *told]), cls="v-meta"), headline(board), failed, cls="v-stack")
 

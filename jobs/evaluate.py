@@ -9,8 +9,8 @@ import sys
 
 from vrray.api import evaluate
 from vrray.job import exit_status
+from vrray.job_specs import EvaluateSpec
 from vrray.options import parse_options
-from vrray.specs import EvaluateSpec
 
 
 def main() -> None:

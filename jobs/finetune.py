@@ -9,8 +9,8 @@ import sys
 
 from vrray.api import finetune
 from vrray.job import exit_status
+from vrray.job_specs import FinetuneSpec
 from vrray.options import parse_options
-from vrray.specs import FinetuneSpec
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import sys
 
 from vrray.api import pretrain_projector
 from vrray.job import exit_status
+from vrray.job_specs import PretrainSpec
 from vrray.options import parse_options
-from vrray.specs import PretrainSpec
 
 
 def main() -> None:

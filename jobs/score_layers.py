@@ -9,8 +9,8 @@ import sys
 
 from vrray.api import score_layers
 from vrray.job import exit_status
+from vrray.job_specs import ScoreSpec
 from vrray.options import parse_options
-from vrray.specs import ScoreSpec
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from s3 import new_folder, s3_server
 from tiny import Ground, build_tiny, prepare_ground
 from xdist.scheduler import LoadScopeScheduling
 
@@ -46,6 +47,25 @@ def ground(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground
 def smol() -> Path:
     """The directory of the demo LVLM, built when it is not there yet."""
     return resolve_model("smol")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of an S3 server."""
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def s3_folder(s3: str) -> str:
+    """The URI of an empty folder on S3."""
+    return new_folder(s3)
+
+
+@pytest.fixture(params=["local", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder for a store, of this machine and then on S3."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_folder")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vrray.report.rows import COLUMNS
 from vrray.store import Store
 
 TIES = {f"score_{ability}": f"ties_best_{ability}" for ability in ("visual", "textual")}
+ENDS = (("", 0.0), ("_low", -0.04), ("_high", 0.04))
 DEPTH = 12
 TASKS = ("shapes", "capitals")
 PLACEMENTS = ("all", "uniform", "bottom", "top")
@@ -39,6 +41,8 @@ def write_sweep(folder: Path, name: str = "demo", *, removed: int = 4, seeds: in
         for ability in ("visual", "textual"):
             score = row[f"score_{ability}"]
             row[f"retention_{ability}"] = None if score is None else score / top[f"score_{ability}"]
+            if score is not None and row is not top:
+                row |= {f"difference_{ability}{end}": score - top[f"score_{ability}"] + shift for end, shift in ENDS}
     write_table(store, name, rows)
     _write_examples(store, name, rows, folder / "pictures")
     _write_scores(store)
@@ -47,7 +51,8 @@ def write_sweep(folder: Path, name: str = "demo", *, removed: int = 4, seeds: in
 
 def write_large(folder: Path, variants: int = 10_000, name: str = "large") -> Store:
     """A sweep with so many variants and nothing else: what sorting and filtering are timed on."""
-    store, chance, rows = Store(folder), random.Random(1), []
+    store, chance = Store(folder), random.Random(1)
+    rows: list[dict[str, Any]] = []
     while len(rows) < variants:
         seed = len(rows)
         placement = chance.choice(("uniform", "bottom", "top", "random"))
@@ -173,14 +178,15 @@ def _schema() -> pa.Schema:
 def _write_examples(store: Store, sweep: str, rows: list[dict[str, Any]], pictures: Path) -> None:
     """Ten questions of each task; a variant with n layers removed gets the first n of a task wrong."""
     pictures.mkdir(parents=True, exist_ok=True)
-    questions = []
+    questions: list[dict[str, Any]] = []
     for number in range(10):
         Image.new("RGB", (64, 48), (25 * number, 90, 200)).save(pictures / f"shape{number}.png")
         shape = {"question": f"Which shape is number {number}?", "answer": "circle", "image": f"shape{number}.png"}
         capital = {"question": f"What is the capital of country {number}?", "answer": "Paris", "image": None}
         questions.append({"task": "shapes", "ability": "visual", "metric": "exact", "options": [], **shape})
         options = ["Paris", "Rome"]
-        questions.append({"task": "capitals", "ability": "textual", "metric": "choice", "options": options, **capital})
+        asked = {"task": "capitals", "ability": "textual", "metric": "choice", "options": options}
+        questions.append(asked | capital)
         for question in questions[-2:]:
             question |= {"split": "select", "example": f"{question['task']}/{number:02}"}
     evaluations = []
@@ -188,7 +194,7 @@ def _write_examples(store: Store, sweep: str, rows: list[dict[str, Any]], pictur
         if row["status"] != "complete":
             continue
         key, wrong = f"evaluation-{row['variant']}", len(row["removed_layers"])
-        store.put("evaluation", key, lambda scratch, wrong=wrong: _records(scratch, questions, wrong))
+        store.put("evaluation", key, partial(_records, questions=questions, wrong=wrong))
         evaluations.append({"variant": row["variant"], "split": "select", "evaluation": key})
     folder = f"sweeps/{sweep}"
     store.write_table(f"{folder}/questions.parquet", pa.Table.from_pylist(questions))

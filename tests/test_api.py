@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 import vrray
+from vrray.api import _warn_of_a_copy
 from vrray.errors import SpecError
-from vrray.specs import EvaluateSpec, FinetuneSpec, Frozen, SweepSpec
+from vrray.job_specs import EvaluateSpec, FinetuneSpec
+from vrray.specs import Frozen, SweepSpec
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,23 @@ def test_the_evaluate_package_does_not_hide_the_function() -> None:
         "import vrray; f = vrray.evaluate; from vrray.evaluate.task_file import read_tasks; assert vrray.evaluate is f"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("submitted", "storage", "warned"),
+    [
+        (True, "runs", True),
+        (True, "./a/runs", True),
+        (True, "/mnt/runs", False),
+        (True, "~/runs", False),
+        (True, "s3://bucket/runs", False),
+        (False, "runs", False),
+    ],
+)
+def test_a_submitted_job_is_warned_of_storage_that_goes_with_it(
+    submitted: bool, storage: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if submitted:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    _warn_of_a_copy(storage)
+    assert ("give an absolute path that every node sees, or a URI" in capsys.readouterr().err) == warned

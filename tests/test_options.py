@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from vrray.errors import SpecError
+from vrray.job_specs import FinetuneSpec
 from vrray.options import parse_options
-from vrray.specs import FinetuneSpec, RunSpec, SweepSpec
+from vrray.specs import RunSpec, SweepSpec
 
 
 def parse(*arguments: object) -> SweepSpec:

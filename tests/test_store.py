@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -16,10 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import RemoteStore
+from pyarrow.fs import FileSelector, FileType
 
 from vrray.errors import StoreError
-from vrray.store import MARKER, Store, content_key
+from vrray.store import MARKER, Damage, Store, content_key
 
 
 def writing(**contents: str) -> Callable[[Path], None]:
@@ -30,20 +31,25 @@ def writing(**contents: str) -> Callable[[Path], None]:
     return write
 
 
-def stored_file(root: Path, key: str, name: str) -> Path:
-    marker = json.loads((root / "kind" / key / MARKER).read_text())
-    return root / "kind" / key / marker["attempt"] / name
+def stored_file(store: Store, name: str) -> str:
+    """Where a file of artefact kind/k is, below the store."""
+    marker = json.loads(store.read_bytes(f"kind/k/{MARKER}"))
+    return f"kind/k/{marker['attempt']}/{name}"
 
 
-@pytest.fixture(params=[Store, RemoteStore])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return request.param(tmp_path)
+def files_in(store: Store) -> list[str]:
+    found = store._fs.get_file_info(FileSelector(store._root, recursive=True, allow_not_found=True))
+    return [entry.path for entry in found if entry.type == FileType.File]
 
 
-@pytest.fixture(params=[Store, RemoteStore, "in memory"])
-def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """Also a store on a file system that is not local at all (pyarrow's own for tests)."""
-    return Store("mock:///root") if request.param == "in memory" else request.param(tmp_path)
+@pytest.fixture
+def store(uri: str) -> Store:
+    return Store(uri)
+
+
+@pytest.fixture
+def remote(s3_folder: str) -> Store:
+    return Store(s3_folder)
 
 
 def test_what_is_put_is_there(store: Store) -> None:
@@ -53,7 +59,8 @@ def test_what_is_put_is_there(store: Store) -> None:
     assert store.describe("kind", "k") == {"loss": 0.5}
     with store.open("kind", "k") as folder:
         assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "one", "b.txt": "two"}
-    assert store.location("kind", "k") == f"{store.uri}/kind/k"
+    root, separator, options = store.uri.partition("?")
+    assert store.location("kind", "k") == f"{root}/kind/k{separator}{options}"
 
 
 def test_a_complete_artefact_is_left_as_it_is(store: Store) -> None:
@@ -63,9 +70,9 @@ def test_a_complete_artefact_is_left_as_it_is(store: Store) -> None:
         assert (folder / "a.txt").read_text() == "first"
 
 
-def test_without_a_marker_there_is_nothing(store: Store, tmp_path: Path) -> None:
+def test_without_a_marker_there_is_nothing(store: Store) -> None:
     store.put("kind", "k", writing(a="one"))
-    (tmp_path / "kind" / "k" / MARKER).unlink()
+    remove(store, f"kind/k/{MARKER}")
     assert not store.has("kind", "k")
     with pytest.raises(StoreError, match="no complete artefact kind/k"), store.open("kind", "k"):
         pass
@@ -73,7 +80,7 @@ def test_without_a_marker_there_is_nothing(store: Store, tmp_path: Path) -> None
         store.describe("kind", "k")
 
 
-def test_a_crash_while_writing_leaves_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_crash_while_writing_leaves_nothing(store: Store) -> None:
     def crash(folder: Path) -> None:
         (folder / "a.txt").write_text("half")
         raise RuntimeError("out of memory")
@@ -81,7 +88,7 @@ def test_a_crash_while_writing_leaves_nothing(store: Store, tmp_path: Path) -> N
     with pytest.raises(RuntimeError, match="out of memory"):
         store.put("kind", "k", crash)
     assert not store.has("kind", "k")
-    assert list(tmp_path.rglob("*")) == []
+    assert files_in(store) == []
     store.put("kind", "k", writing(a="whole"))
     with store.open("kind", "k") as folder:
         assert (folder / "a.txt").read_text() == "whole"
@@ -110,50 +117,54 @@ def test_only_the_files_that_are_wanted_are_downloaded(store: Store) -> None:
         assert (folder / "a.txt").exists() == store.is_local
 
 
-def cut(path: Path) -> None:
-    path.write_text("01234")
+def cut(store: Store, name: str) -> None:
+    store.write_text(name, "01234")
 
 
-def alter(path: Path) -> None:
-    path.write_text("0123x56789")
+def alter(store: Store, name: str) -> None:
+    store.write_text(name, "0123x56789")
+
+
+def remove(store: Store, name: str) -> None:
+    store._fs.delete_file(f"{store._root}/{name}")
 
 
 @pytest.mark.parametrize(
-    ("damage", "found"), [(cut, "5 bytes instead of 10"), (Path.unlink, "missing"), (alter, "another SHA-256")]
+    ("damage", "found"), [(cut, "5 bytes instead of 10"), (remove, "missing"), (alter, "another SHA-256")]
 )
 def test_a_damaged_artefact_is_found_and_rebuilt(
-    store: Store, tmp_path: Path, damage: Callable[[Path], None], found: str
+    store: Store, damage: Callable[[Store, str], None], found: str
 ) -> None:
     if store.is_local and damage is alter:
         pytest.skip("files that are read in place are checked by size only")
     store.put("kind", "k", writing(a="0123456789", b="whole"))
-    damage(stored_file(tmp_path, "k", "a.txt"))
-    whole = stored_file(tmp_path, "k", "b.txt")
-    message = rf"{tmp_path}/kind/k: a\.txt is not what was committed \({found}\); it is rebuilt on the next run"
-    with pytest.raises(StoreError, match=message), store.open("kind", "k"):
+    damage(store, stored_file(store, "a.txt"))
+    whole = stored_file(store, "b.txt")
+    message = f"{store.location('kind', 'k')}: a.txt is not what was committed ({found}); it is rebuilt on the next run"
+    with pytest.raises(StoreError, match=re.escape(message)), store.open("kind", "k"):
         pass
     assert not store.has("kind", "k")
-    assert whole.read_text() == "whole"  # somebody may be reading it
+    assert store.read_bytes(whole) == b"whole"  # somebody may be reading it
     store.put("kind", "k", writing(a="0123456789"))
     with store.open("kind", "k") as folder:
         assert (folder / "a.txt").read_text() == "0123456789"
 
 
 def test_a_rebuilt_artefact_outlives_the_discovery_of_the_old_damage(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("kind", "k", writing(a="0123456789"))
-    cut(stored_file(tmp_path, "k", "a.txt"))
-    check = Store._check_sizes
+    cut(store, stored_file(store, "a.txt"))
+    check = Store._wrong_size
 
-    def rebuild_then_check(self: Store, *args: Any) -> None:
+    def rebuild_then_check(self: Store, *args: Any) -> Damage | None:
         monkeypatch.undo()
-        with pytest.raises(StoreError), Store(tmp_path).open("kind", "k"):
+        with pytest.raises(StoreError), Store(store.uri).open("kind", "k"):
             pass
         store.put("kind", "k", writing(a="rebuilt"))
-        check(self, *args)
+        return check(self, *args)
 
-    monkeypatch.setattr(Store, "_check_sizes", rebuild_then_check)
+    monkeypatch.setattr(Store, "_wrong_size", rebuild_then_check)
     with pytest.raises(StoreError, match="5 bytes instead of 10"), store.open("kind", "k"):
         pass
     with store.open("kind", "k") as folder:
@@ -161,10 +172,10 @@ def test_a_rebuilt_artefact_outlives_the_discovery_of_the_old_damage(
 
 
 def test_damage_in_a_store_that_cannot_be_written_says_what_to_delete(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("kind", "k", writing(a="0123456789"))
-    cut(stored_file(tmp_path, "k", "a.txt"))
+    cut(store, stored_file(store, "a.txt"))
 
     def refuse(*_: object) -> None:
         raise PermissionError("read-only")
@@ -175,45 +186,43 @@ def test_damage_in_a_store_that_cannot_be_written_says_what_to_delete(
         pass
 
 
-def test_a_download_is_removed(tmp_path: Path) -> None:
-    store = RemoteStore(tmp_path)
-    store.put("kind", "k", writing(a="0123456789"))
-    with store.open("kind", "k") as folder:
-        assert tmp_path not in folder.parents
+def test_a_download_is_removed(remote: Store) -> None:
+    remote.put("kind", "k", writing(a="0123456789"))
+    with remote.open("kind", "k") as folder:
         assert (folder / "a.txt").read_text() == "0123456789"
     assert not folder.exists()
 
 
-def test_a_damaged_marker_says_so_and_counts_no_more(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_marker_says_so_and_counts_no_more(store: Store) -> None:
     store.put("kind", "k", writing(a="one"))
-    (tmp_path / "kind" / "k" / MARKER).write_text("{")
+    store.write_text(f"kind/k/{MARKER}", "{")
     with pytest.raises(StoreError, match=rf"{MARKER} is not what was committed .*; it is rebuilt on the next run"):
         store.describe("kind", "k")
     assert not store.has("kind", "k")
 
 
-def test_what_is_deleted_is_gone(any_store: Store) -> None:
+def test_what_is_deleted_is_gone(store: Store) -> None:
     for key in ("k", "k2"):
-        any_store.put("kind", key, writing(a=key, b="two"))
-    any_store.delete("kind", "k")
-    assert not any_store.has("kind", "k")
-    assert any_store.names("kind") == ["k2"]
-    any_store.put("kind", "k", writing(a="new"))
-    with any_store.open("kind", "k") as folder:
+        store.put("kind", key, writing(a=key, b="two"))
+    store.delete("kind", "k")
+    assert not store.has("kind", "k")
+    assert store.names("kind") == ["k2"]
+    store.put("kind", "k", writing(a="new"))
+    with store.open("kind", "k") as folder:
         assert [path.read_text() for path in folder.iterdir()] == ["new"]
 
 
-def test_deleting_what_is_not_there_does_nothing(any_store: Store) -> None:
-    any_store.delete("kind", "k")
-    any_store.put("kind", "other", writing(a="one"))
-    any_store.delete("kind", "k")
-    assert any_store.keys("kind") == ["other"]
+def test_deleting_what_is_not_there_does_nothing(store: Store) -> None:
+    store.delete("kind", "k")
+    store.put("kind", "other", writing(a="one"))
+    store.delete("kind", "k")
+    assert store.keys("kind") == ["other"]
 
 
-def test_deleting_leaves_no_data_of_an_attempt_that_was_not_committed(any_store: Store) -> None:
-    any_store.write_text("kind/k/attempt/a.txt", "half")
-    any_store.delete("kind", "k")
-    assert any_store.names("kind") == []
+def test_deleting_leaves_no_data_of_an_attempt_that_was_not_committed(store: Store) -> None:
+    store.write_text("kind/k/attempt/a.txt", "half")
+    store.delete("kind", "k")
+    assert store.names("kind") == []
 
 
 def test_a_crash_while_deleting_leaves_nothing_that_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,17 +246,17 @@ def test_a_crash_while_deleting_leaves_nothing_that_counts(store: Store, monkeyp
     assert store.names("checkpoint") == []
 
 
-def test_keys_are_those_of_complete_artefacts_of_one_level(any_store: Store) -> None:
-    assert any_store.keys("checkpoint") == []
+def test_keys_are_those_of_complete_artefacts_of_one_level(store: Store) -> None:
+    assert store.keys("checkpoint") == []
     for key in ("b", "a", "abc/step-5/rank-1-of-2", "abc/step-5/rank-0-of-2"):
-        any_store.put("checkpoint", key, writing(a="one"))
-    any_store.write_text("checkpoint/not-committed/attempt/a.txt", "half")
-    any_store.write_text("checkpoint/a-file", "plain")
-    assert any_store.keys("checkpoint") == ["a", "b"]
-    assert any_store.keys("checkpoint/abc") == []
-    assert any_store.keys("checkpoint/abc/step-5") == ["rank-0-of-2", "rank-1-of-2"]
-    any_store.delete("checkpoint/abc/step-5", "rank-0-of-2")
-    assert any_store.keys("checkpoint/abc/step-5") == ["rank-1-of-2"]
+        store.put("checkpoint", key, writing(a="one"))
+    store.write_text("checkpoint/not-committed/attempt/a.txt", "half")
+    store.write_text("checkpoint/a-file", "plain")
+    assert store.keys("checkpoint") == ["a", "b"]
+    assert store.keys("checkpoint/abc") == []
+    assert store.keys("checkpoint/abc/step-5") == ["rank-0-of-2", "rank-1-of-2"]
+    store.delete("checkpoint/abc/step-5", "rank-0-of-2")
+    assert store.keys("checkpoint/abc/step-5") == ["rank-1-of-2"]
 
 
 def test_folders_in_an_artefact_are_refused(tmp_path: Path) -> None:
@@ -257,30 +266,31 @@ def test_folders_in_an_artefact_are_refused(tmp_path: Path) -> None:
     assert not store.has("kind", "k")
 
 
-def _put_at_once(root: str, writer: str, barrier: threading.Barrier) -> None:
+def _put_at_once(uri: str, writer: str, barrier: threading.Barrier) -> None:
     def write(folder: Path) -> None:
-        barrier.wait(30)  # both have found nothing and write
+        barrier.wait(30)  # all have found nothing and write
         for name in "abcd":
             (folder / f"{name}.txt").write_text(writer * 50_000)
 
-    Store(root).put("kind", "k", write, {"writer": writer})
+    Store(uri).put("kind", "k", write, {"writer": writer})
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
-def test_two_writers_end_with_one_whole_artefact(tmp_path: Path, kind: str) -> None:
+def test_several_writers_end_with_one_whole_artefact(uri: str, kind: str) -> None:
+    names = "wxyz"
     if kind == "threads":
-        barrier = threading.Barrier(2)
-        writers = [threading.Thread(target=_put_at_once, args=(str(tmp_path), name, barrier)) for name in "xy"]
+        barrier = threading.Barrier(len(names))
+        writers = [threading.Thread(target=_put_at_once, args=(uri, name, barrier)) for name in names]
     else:
         context = multiprocessing.get_context("spawn")
-        gate = context.Barrier(2)
-        writers = [context.Process(target=_put_at_once, args=(str(tmp_path), name, gate)) for name in "xy"]
+        gate = context.Barrier(len(names))
+        writers = [context.Process(target=_put_at_once, args=(uri, name, gate)) for name in names]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(60)
         assert getattr(writer, "exitcode", 0) == 0
-    store = RemoteStore(tmp_path)  # which verifies the hashes
+    store = Store(uri)
     winner = store.describe("kind", "k")["writer"]
     with store.open("kind", "k") as folder:
         assert {path.name: path.read_text() for path in folder.iterdir()} == {
@@ -334,8 +344,7 @@ def test_a_plain_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytes
     assert store.read_bytes("table") == b"new content"
 
 
-def test_a_store_travels_to_other_processes(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_a_store_travels_to_other_processes(store: Store) -> None:
     store.put("kind", "k", writing(a="one"))
     assert pickle.loads(pickle.dumps(store)).has("kind", "k")
 

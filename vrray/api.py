@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vrray.errors import SpecError
-from vrray.specs import EvaluateSpec, FinetuneSpec, Frozen, PretrainSpec, ScoreSpec, SweepSpec
+from vrray.job_specs import EvaluateSpec, FinetuneSpec, PretrainSpec, ScoreSpec
+from vrray.specs import Frozen, SweepSpec
 from vrray.store import Store
 
 
@@ -131,7 +133,7 @@ def tune_layers(**options: Any) -> Sweep:
 def pretrain_projector(**options: Any) -> dict[str, Any]:
     """Train the projector alone (stage 1), or find it in the store; its key there, and what was measured.
 
-    Options are the fields of `vrray.specs.PretrainSpec`. Trainings and sweeps with the same options start from it.
+    Options are the fields of `vrray.job_specs.PretrainSpec`. Trainings and sweeps with the same options start from it.
 
     Raises:
         VrrayError: as `finetune`.
@@ -139,15 +141,15 @@ def pretrain_projector(**options: Any) -> dict[str, Any]:
     from vrray.sweep.single import run_pretrain
 
     spec = PretrainSpec.parse(options)
-    with connected():
+    with connected(spec.storage):
         return run_pretrain(spec)
 
 
 def finetune(**options: Any) -> dict[str, Any]:
     """Train one region, or find the same training in the store; its key there, and what was measured.
 
-    Options are the fields of `vrray.specs.FinetuneSpec`; the cluster is found as in `tune_layers`. A training that was
-    interrupted goes on from its last checkpoint.
+    Options are the fields of `vrray.job_specs.FinetuneSpec`; the cluster is found as in `tune_layers`. A training that
+    was interrupted goes on from its last checkpoint.
 
     Raises:
         VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
@@ -155,14 +157,14 @@ def finetune(**options: Any) -> dict[str, Any]:
     from vrray.sweep.single import run_finetune
 
     spec = FinetuneSpec.parse(options)
-    with connected():
+    with connected(spec.storage):
         return run_finetune(spec)
 
 
 def score_layers(**options: Any) -> Scores:
     """Measure layer scores, with their standard errors and how far they agree.
 
-    Options are the fields of `vrray.specs.ScoreSpec`; the cluster is found as in `tune_layers`.
+    Options are the fields of `vrray.job_specs.ScoreSpec`; the cluster is found as in `tune_layers`.
 
     Raises:
         VrrayError: an option, the data, the model or the cluster is not fit for it; the message says what to change.
@@ -170,7 +172,7 @@ def score_layers(**options: Any) -> Scores:
     from vrray.sweep.scoring import run_scores
 
     spec = ScoreSpec.parse(options)
-    with connected():
+    with connected(spec.storage):
         run_scores(spec)
     return Scores(spec.storage, spec.name)
 
@@ -178,7 +180,7 @@ def score_layers(**options: Any) -> Scores:
 def evaluate(**options: Any) -> Evaluation:
     """Score a model, or variants of a sweep, on tasks; answers that the store holds are not asked for again.
 
-    Options are the fields of `vrray.specs.EvaluateSpec`; the cluster is found as in `tune_layers`.
+    Options are the fields of `vrray.job_specs.EvaluateSpec`; the cluster is found as in `tune_layers`.
 
     Raises:
         VrrayError: an option, a task, the model or the cluster is not fit for it; the message says what to change.
@@ -186,7 +188,7 @@ def evaluate(**options: Any) -> Evaluation:
     from vrray.sweep.evaluating import run_evaluation
 
     spec = EvaluateSpec.parse(options)
-    with connected():
+    with connected(spec.storage):
         run_evaluation(spec)
     return Evaluation(spec.storage, spec.name)
 
@@ -212,15 +214,21 @@ def run(spec: SweepSpec) -> Sweep:
     """`tune_layers` for options that are validated already."""
     from vrray.sweep.run import run_sweep
 
-    with connected():
+    with connected(spec.storage):
         run_sweep(spec)
     return Sweep(spec.storage, spec.name)
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """A connection to Ray; one that was not there before is closed again on leaving."""
+def connected(storage: str) -> Iterator[None]:
+    """A connection to Ray; one that was not there before is closed again on leaving.
+
+    Args:
+        storage: where results will go.
+    """
     import logging
+    import signal
+    import threading
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the sweep; finished work is in the store
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables would stand beside vrray's own progress
@@ -230,11 +238,26 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _warn_of_a_copy(storage)
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _warn_of_a_copy(storage: str) -> None:
+    """A submitted job runs in a folder of Ray's, where a relative path ends with the job's files."""
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and "://" not in storage and not Path(storage).expanduser().is_absolute():
+        print(
+            f"--storage {storage} lies below {Path.cwd()} on the driver's node, which Ray may delete after the job: "
+            "give an absolute path that every node sees, or a URI",
+            file=sys.stderr,
+        )
 
 
 def _signature(spec: type[Frozen], returned: Any) -> inspect.Signature:

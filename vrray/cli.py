@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_lm_eval(commands)
     _add_plan(commands)
     _add_export(commands)
+    _add_store(commands)
     _add_dashboard(commands)
     options = parser.parse_args(arguments)
     return exit_status(lambda: options.run(options), "nothing was kept")
@@ -140,6 +141,47 @@ def _export(options: argparse.Namespace) -> None:
 
     given = {name: value for name, value in vars(options).items() if name not in ("run", "command")}
     print(f"{export(**{name: value for name, value in given.items() if value is not None})} written")
+
+
+def _add_store(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "What a store holds, whether it is whole, and what no run uses any more."
+    actions = commands.add_parser("store", help=text, description=text, allow_abbrev=False).add_subparsers(
+        dest="action", required=True
+    )
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        parser.add_argument("--store", default="runs", metavar="URI", help="the artefact store: a path or a URI [runs]")
+        parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+        parser.set_defaults(run=run)
+        return parser
+
+    parser = add("ls", _store_ls, "Kinds of artefacts with their number and size, and the runs that use them.")
+    parser.add_argument("--kind", metavar="KIND", help="the artefacts of one kind, and what uses each")
+    parser = add("verify", _store_verify, "Check size and SHA-256 of every file; exit status 1 where one is damaged.")
+    parser.add_argument("--repair", action="store_true", help="have the next runs rebuild what is damaged")
+    parser = add("gc", _store_gc, "List what no run uses any more; all of it can be computed again.")
+    hours = "leave what was changed since: what is being written is younger [24]"
+    parser.add_argument("--older-than", type=float, default=24.0, metavar="HOURS", help=hours)
+    parser.add_argument("--delete", action="store_true", help="remove it, instead of listing it only")
+
+
+def _store_ls(options: argparse.Namespace) -> None:
+    from vrray.upkeep.command import list_store
+
+    list_store(options.store, options.kind, as_json=options.json)
+
+
+def _store_verify(options: argparse.Namespace) -> None:
+    from vrray.upkeep.command import verify_store
+
+    verify_store(options.store, repair=options.repair, as_json=options.json)
+
+
+def _store_gc(options: argparse.Namespace) -> None:
+    from vrray.upkeep.command import collect_garbage
+
+    collect_garbage(options.store, options.older_than, delete=options.delete, as_json=options.json)
 
 
 def _add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -33,5 +33,13 @@ class TrainingError(VrrayError):
     """A training went wrong in a way that repeating it would not mend."""
 
 
+class BudgetError(VrrayError):
+    """The budget of a run is spent before what all its trials need is there."""
+
+
+class BusyError(VrrayError):
+    """Another driver is at the same sweep."""
+
+
 class ClusterError(VrrayError):
     """The Ray cluster cannot hold what was asked of it."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from vrray.errors import VrrayError
 
@@ -11,11 +14,24 @@ _RESUMABLE = "what is finished is in the store, the same command goes on from th
 
 
 def exit_status(work: Callable[[], None], interrupted: str = _RESUMABLE) -> int:
-    """Do a job's work: 0 when done, 1 after an error that vrray explains, 130 after Ctrl-C.
+    """Do a job's work: 0 when done, 1 after an error that vrray explains, 130 after Ctrl-C, 143 after SIGTERM.
+
+    SIGTERM ends the work as Ctrl-C does. It is what `ray job stop`, Slurm and Kubernetes send first.
 
     Args:
-        interrupted: what Ctrl-C leaves behind, for the message.
+        interrupted: what an interruption leaves behind, for the message.
     """
+    received = [signal.SIGINT]
+
+    def terminate(number: int, _: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt  # nothing else passes through a blocked `ray.get` as what it is
+
+    if not sys.stderr.isatty():  # a log; libraries that draw bars read these when they are imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         work()
     except VrrayError as error:
@@ -23,5 +39,7 @@ def exit_status(work: Callable[[], None], interrupted: str = _RESUMABLE) -> int:
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)
-        return 130
+        return 128 + received[-1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0

@@ -15,9 +15,10 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from vrray.errors import StoreError
 
 MARKER = "COMMITTED.json"
 _CHUNK = 8 << 20
+_OTHER_HASH = "another SHA-256"
 
 
 def content_key(parts: Mapping[str, Any]) -> str:
@@ -35,8 +37,28 @@ def content_key(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+class File(NamedTuple):
+    """A file below a store's root: its name from there, its size, and when it was changed (s since the epoch)."""
+
+    name: str
+    bytes: int
+    changed: float
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of an artefact that is not what was committed, how it differs, and the attempt that the marker names."""
+
+    file: str
+    found: str
+    attempt: str = ""
+
+
 class Store:
     """Artefacts and plain files below one URI (a local path, or whatever pyarrow.fs takes, such as s3:// or gs://).
+
+    Attributes:
+        asked: keys by kind of the artefacts that were asked for through this object: what a run records as its own.
 
     Raises:
         StoreError: the URI cannot be used, or an artefact is missing or damaged.
@@ -51,6 +73,7 @@ class Store:
         except (ValueError, OSError) as error:
             raise StoreError(f"storage {text!r} cannot be used ({error}); give a local path or a URI") from error
         self.uri = text
+        self.asked: dict[str, set[str]] = {}
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.uri,)
@@ -63,7 +86,12 @@ class Store:
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the artefact is complete."""
+        self.ask(kind, key)
         return self._is_file(self._path(kind, key, MARKER))
+
+    def ask(self, kind: str, key: str) -> None:
+        """Take it down as asked for."""
+        self.asked.setdefault(kind, set()).add(key)
 
     def describe(self, kind: str, key: str) -> dict[str, Any]:
         """The `info` that the artefact was committed with."""
@@ -103,6 +131,7 @@ class Store:
         Markers go first, so that a crash in between leaves nothing that could be taken for a whole artefact.
         """
         folder = self._path(kind, key)
+        self.asked.get(kind, set()).discard(key)
         for entry in self._fs.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
             if entry.base_name == MARKER:
                 self._remove(self._fs.delete_file, entry.path)
@@ -132,7 +161,8 @@ class Store:
         """
         marker = self._marker(kind, key)
         source = self._path(kind, key, marker["attempt"])
-        self._check_sizes(kind, key, marker)
+        if (damage := self._wrong_size(kind, key, marker)) is not None:
+            raise self._damaged(kind, key, damage)
         if self.is_local:
             yield Path(source)
             return
@@ -143,10 +173,42 @@ class Store:
                     continue
                 self._copy_out(f"{source}/{name}", scratch / name)
                 if file_sha256(scratch / name) != expected["sha256"]:
-                    raise self._damaged(kind, key, name, "another SHA-256", marker["attempt"])
+                    raise self._damaged(kind, key, Damage(name, _OTHER_HASH, marker["attempt"]))
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def damage(self, kind: str, key: str) -> Damage | None:
+        """What is wrong with an artefact, by the size and the hash of every file; None where it is whole or not there.
+
+        The artefact stays as it is; see `retract`.
+        """
+        try:
+            marker = json.loads(self.read_bytes(f"{kind}/{key}/{MARKER}"))
+        except StoreError:
+            return None
+        except ValueError as error:
+            return Damage(MARKER, str(error))
+        damage = self._wrong_size(kind, key, marker) or self._wrong_hash(kind, key, marker)
+        # Another run may have removed or rebuilt it meanwhile.
+        return damage if damage is not None and self.attempt(kind, key) == damage.attempt else None
+
+    def retract(self, kind: str, key: str, attempt: str) -> None:
+        """Remove the marker of a damaged artefact, so that the next run rebuilds it.
+
+        A marker that does not name `attempt` stays: somebody has rebuilt the artefact meanwhile.
+        """
+        if self.attempt(kind, key) == attempt:
+            self._remove(self._fs.delete_file, self._path(kind, key, MARKER))
+
+    def attempt(self, kind: str, key: str) -> str | None:
+        """The attempt that was committed: its folder's name; empty where the marker is damaged, None without one."""
+        try:
+            return str(json.loads(self.read_bytes(f"{kind}/{key}/{MARKER}"))["attempt"])
+        except StoreError:
+            return None
+        except ValueError:
+            return ""
 
     def files_at(self, kind: str, key: str) -> str:
         """The path or URI of the folder of a complete artefact's files, for readers on any node.
@@ -211,6 +273,18 @@ class Store:
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
         return sorted(entry.base_name for entry in self._fs.get_file_info(selector))
 
+    def remove(self, name: str) -> None:
+        """Remove one file; nothing happens when there is none."""
+        self._remove(self._fs.delete_file, self._path(name))
+
+    def files(self, folder: str = "") -> Iterator[File]:
+        """All files below a folder, or below the root, at any depth."""
+        root = self._root.rstrip("/")
+        selector = pafs.FileSelector(f"{root}/{folder}" if folder else root, recursive=True, allow_not_found=True)
+        for entry in self._fs.get_file_info(selector):
+            if entry.type == pafs.FileType.File:
+                yield File(entry.path.removeprefix(f"{root}/"), entry.size, (entry.mtime_ns or 0) / 1e9)
+
     def _path(self, *parts: str) -> str:
         for part in parts:
             if {"", ".", ".."} & set(part.split("/")):
@@ -221,37 +295,46 @@ class Store:
         return bool(self._fs.get_file_info(path).type == pafs.FileType.File)
 
     def _marker(self, kind: str, key: str) -> dict[str, Any]:
+        self.ask(kind, key)
         try:
             marker: dict[str, Any] = json.loads(self.read_bytes(f"{kind}/{key}/{MARKER}"))
         except StoreError:
             raise StoreError(f"{self.uri}: no complete artefact {kind}/{key}") from None
         except ValueError as error:
-            raise self._damaged(kind, key, MARKER, str(error)) from error
+            raise self._damaged(kind, key, Damage(MARKER, str(error))) from error
         return marker
 
-    def _check_sizes(self, kind: str, key: str, marker: dict[str, Any]) -> None:
-        files = marker["files"]
-        infos = self._fs.get_file_info([self._path(kind, key, marker["attempt"], name) for name in files])
+    def _wrong_size(self, kind: str, key: str, marker: Mapping[str, Any]) -> Damage | None:
+        files, attempt = marker["files"], marker["attempt"]
+        infos = self._fs.get_file_info([self._path(kind, key, attempt, name) for name in files])
         for (name, expected), info in zip(files.items(), infos, strict=True):
             if info.type != pafs.FileType.File:
-                raise self._damaged(kind, key, name, "missing", marker["attempt"])
+                return Damage(name, "missing", attempt)
             if info.size != expected["bytes"]:
-                found = f"{info.size} bytes instead of {expected['bytes']}"
-                raise self._damaged(kind, key, name, found, marker["attempt"])
+                return Damage(name, f"{info.size} bytes instead of {expected['bytes']}", attempt)
+        return None
 
-    def _damaged(self, kind: str, key: str, name: str, found: str, attempt: str = "") -> StoreError:
-        """The error for a damaged artefact, which no longer counts as complete from here on: its marker is removed.
+    def _wrong_hash(self, kind: str, key: str, marker: Mapping[str, Any]) -> Damage | None:
+        attempt = marker["attempt"]
+        for name, expected in marker["files"].items():
+            try:
+                with self._fs.open_input_stream(self._path(kind, key, attempt, name)) as stream:
+                    found = _sha256(stream)
+            except FileNotFoundError:
+                return Damage(name, "missing", attempt)
+            if found != expected["sha256"]:
+                return Damage(name, _OTHER_HASH, attempt)
+        return None
 
-        A marker that does not name `attempt` stays: somebody has rebuilt the artefact meanwhile.
-        """
+    def _damaged(self, kind: str, key: str, damage: Damage) -> StoreError:
+        """The error for a damaged artefact, which no longer counts as complete from here on."""
         remedy = "it is rebuilt on the next run"
         try:
-            with suppress(StoreError):  # another reader has removed the marker
-                if attempt.encode() in self.read_bytes(f"{kind}/{key}/{MARKER}"):
-                    self._remove(self._fs.delete_file, self._path(kind, key, MARKER))
+            self.retract(kind, key, damage.attempt)
         except OSError as error:
             remedy = f"its {MARKER} cannot be removed ({error}): delete the folder to have it rebuilt"
-        return StoreError(f"{self.location(kind, key)}: {name} is not what was committed ({found}); {remedy}")
+        found = f"{damage.file} is not what was committed ({damage.found})"
+        return StoreError(f"{self.location(kind, key)}: {found}; {remedy}")
 
     def _remove(self, remove: Callable[[str], None], path: str) -> None:
         try:
@@ -286,4 +369,11 @@ def read_parquet(source: Path | pa.BufferReader) -> pa.Table:
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content: 64 hex digits."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return _sha256(stream)
+
+
+def _sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()

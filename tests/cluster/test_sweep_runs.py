@@ -54,6 +54,7 @@ def test_interrupt_ends_cleanly_and_keeps_finished_work(
     assert status == 130
     assert "the same command goes on from there" in output
     assert "Traceback" not in output
+    assert "\r" not in output and "%|" not in output  # no progress bar in a log
     times = sorted(marker.stat().st_mtime for marker in storage.glob("delta/*/COMMITTED.json"))
     assert times[0] == committed and len(times) == 3
 

@@ -18,9 +18,10 @@ from ray.data import llm
 from tiny import DEPTH, IMAGE_TOKENS, TOWER_WIDTH, draw_photos
 
 from vrray.evaluate.answer import generate_answers
+from vrray.job_specs import EvaluateSpec
 from vrray.models.loading import base_identity, load_model, load_processor
 from vrray.region import place
-from vrray.specs import EvaluateSpec, Recipe
+from vrray.specs import Recipe
 from vrray.store import Store
 from vrray.sweep.answers import ANSWERS, read_answers
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation

@@ -13,13 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vrray.data.encode import encode_prompt
 from vrray.data.tasks import MAX_NEW_TOKENS, Example
-from vrray.evaluate.answer import (
-    Reply,
-    _option_likelihoods,
-    answer_likelihoods,
-    choose_options,
-    generate_answers,
-)
+from vrray.evaluate.answer import Reply, answer_likelihoods, choose_options, generate_answers
+from vrray.evaluate.options import Choice, option_likelihoods
 from vrray.train.workspace import Workspace
 
 QUESTIONS = ["Which colour?", "What?", "Is it a circle or a square in this picture? Say yes or no."]
@@ -103,18 +98,36 @@ def test_the_image_matters_unless_blind(workspace: Workspace, ground: Ground) ->
     assert answer == greedy_by_hand(workspace, Example("t", "Which colour?", "red"))
 
 
+def choice_of(workspace: Workspace, example: Example) -> Choice:
+    prompt, *options = (
+        workspace.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (example.question, *(f" {option}" for option in example.options))
+    )
+    return Choice(prompt, options)
+
+
 def test_likelihoods_are_those_of_a_plain_forward_pass(workspace: Workspace, choices: list[Example]) -> None:
-    tokenizer = workspace.processor.tokenizer
-    prompts = [tokenizer(example.question, add_special_tokens=False)["input_ids"] for example in choices]
-    options = [
-        [tokenizer(f" {option}", add_special_tokens=False)["input_ids"] for option in example.options]
-        for example in choices
-    ]
-    with torch.inference_mode():
-        found = _option_likelihoods(workspace, prompts, options)
+    found = option_likelihoods(workspace, [choice_of(workspace, example) for example in choices])
     for example, likelihoods in zip(choices, found, strict=True):
         expected = [likelihood_by_hand(workspace, example.question, option) for option in example.options]
         assert likelihoods == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"sliding_window": 4}, {"_attn_implementation": "eager"}, {"_attn_implementation": "flash_attention_2"}]
+)
+def test_likelihoods_are_the_same_with_every_attention(
+    workspace: Workspace, choices: list[Example], monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
+) -> None:
+    """A window makes each option a row of its own; flash attention is not even installed, and not used."""
+    asked = [choice_of(workspace, example) for example in choices]
+    expected = option_likelihoods(workspace, asked)
+    config = workspace.model.config.text_config
+    for name, value in setting.items():
+        monkeypatch.setattr(config, name, value, raising=False)
+    for found, wanted in zip(option_likelihoods(workspace, asked), expected, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-3)
+    assert all(getattr(config, name) == value for name, value in setting.items())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32])

@@ -93,6 +93,13 @@ def test_failed_rows_come_last_with_their_reason(make_failed, make_row, make_tab
     assert lines[-1] == "failed: top-8: CUDA out of memory: tried [3.2] GiB"
 
 
+@pytest.mark.parametrize("status", ["not run: --max-trials 4 reached", "stopped at step 9: --max-time 8h reached"])
+def test_what_a_budget_left_out_is_not_called_failed(status, make_failed, make_row, make_table):
+    lines = format_leaderboard(make_table(make_failed("top-8", "top", "", status=status), make_row("a", "all")))
+    outcome, _, reason = status.partition(": ")
+    assert lines.splitlines()[-1] == f"{outcome}: top-8: {reason}"
+
+
 def test_only_failed_rows(make_failed, make_table):
     text = format_leaderboard(make_table(make_failed("top-8", "top", "killed")))
     assert text == "No complete variant.\nfailed: top-8: killed\n"

@@ -104,10 +104,10 @@ def test_task_and_test_scores(sweep_table):
 def test_failed_variants_and_reasons(make_row, make_failed, make_table, sweep_table):
     table = make_table(make_failed("top-8", "top", "worker died | rank 1\nsee <log>"), make_row("a", "all"))
     report = render_report(table, {})
-    assert "## Failed (1 of 2)" in report
-    assert r"| `top-8` | worker died \| rank 1 see \<log\> |" in report
+    assert "## Without scores (1 of 2)" in report
+    assert r"| `top-8` | failed | worker died \| rank 1 see \<log\> |" in report
     assert "top-8" not in _section(report, "Leaderboard")
-    assert "## Failed" not in render_report(sweep_table, {})
+    assert "## Without scores" not in render_report(sweep_table, {})
 
 
 @pytest.mark.parametrize("reason", [None, "killed"])

@@ -13,8 +13,8 @@ import pytest
 from tiny import draw_photos
 
 from vrray.errors import SpecError
+from vrray.job_specs import EvaluateSpec
 from vrray.models.loading import base_identity
-from vrray.specs import EvaluateSpec
 from vrray.store import Store
 from vrray.sweep import evaluated, evaluating
 from vrray.sweep.answers import ANSWERS, FILE, Variant

@@ -17,7 +17,8 @@ from vrray.data.blobs import embedded_name
 from vrray.data.images import Images, examine
 from vrray.data.ingest import trained_images
 from vrray.data.records import Record, Turn, write_records
-from vrray.specs import EvaluateSpec, SweepSpec
+from vrray.job_specs import EvaluateSpec
+from vrray.specs import SweepSpec
 from vrray.store import Store
 from vrray.sweep import leaks, run
 from vrray.sweep.evaluation import prepare_evaluation

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from vrray.errors import BusyError
 from vrray.store import Store
 from vrray.sweep import live as module
 from vrray.sweep.live import MOST_POINTS, LiveState, published
@@ -106,6 +114,80 @@ def test_a_store_that_cannot_be_written_does_not_end_the_sweep(
             state.say("on")
             time.sleep(0.02)
     assert capsys.readouterr().out.count("the sweep goes on without it: disk full") == 1
+
+
+DRIVER = """
+import sys
+from vrray.errors import BusyError
+from vrray.store import Store
+from vrray.sweep import live
+live.EVERY_SECONDS = live.HEARTBEAT_SECONDS = 0.05
+live.SILENT_SECONDS = float(sys.argv[2])
+with live.published(Store(sys.argv[1]), "demo", live.LiveState()):
+    print("alone", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def driver(store: Store, silent: float) -> Iterator[subprocess.Popen[str]]:
+    """A process that publishes the state of sweep "demo" until its standard input ends."""
+    command = [sys.executable, "-c", DRIVER, store.uri, str(silent)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def alone(process: subprocess.Popen[str]) -> str:
+    """What a driver says before it is alone."""
+    assert process.stdout is not None
+    lines = []
+    while (line := process.stdout.readline()) != "alone\n":
+        assert line, process.communicate()[1]
+        lines.append(line)
+    return "".join(lines)
+
+
+def test_a_second_driver_is_refused_by_name_of_the_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with driver(store, 60.0) as first:
+        assert alone(first) == ""
+        for _ in range(2):  # also where the last one was refused
+            with driver(store, 60.0) as second:
+                output, problem = second.communicate(timeout=60)
+            assert "alone" not in output
+            who = f"process {first.pid} on {os.uname().nodename}"
+            assert re.search(
+                f"BusyError: sweep 'demo' is being run by {who}, since 20.* UTC; .*another --name", problem
+            )
+        assert _read(store)["driver"]["pid"] == first.pid
+        first.communicate(timeout=60)
+    with driver(store, 60.0) as third:
+        assert alone(third) == ""  # the first has said its end
+
+
+def test_the_sweep_of_a_killed_driver_is_taken_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with driver(store, 60.0) as first:
+        alone(first)
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait(timeout=60)
+    with driver(store, 2.0) as second:
+        assert re.match(rf"sweep 'demo': process {first.pid} on .* has not said its end; .* for 2 s\n$", alone(second))
+        assert _read(store)["driver"]["pid"] == second.pid
+
+
+@pytest.mark.parametrize("jump", [-1e6, 1e6])
+def test_clocks_that_jump_kill_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    """Its times lie far in the past or in the future; what counts is that its file changes."""
+    monkeypatch.setattr(module, "time", SimpleNamespace(**{**vars(time), "time": lambda: time.time() + jump}))
+    with driver(Store(tmp_path), 60.0) as first:
+        alone(first)
+        with pytest.raises(BusyError), published(Store(tmp_path), "demo", LiveState()):
+            pass
 
 
 def test_what_a_sweep_says_reaches_the_live_state() -> None:

@@ -16,9 +16,10 @@ from vrray.data.records import write_records
 from vrray.data.rows import Rows
 from vrray.data.tasks import Example, Task, TaskExamples
 from vrray.errors import ClusterError, DataError, PruningError, RegionError, SpecError
+from vrray.job_specs import FinetuneSpec
 from vrray.plans import Pruning
 from vrray.region import place
-from vrray.specs import FinetuneSpec, Recipe, SweepSpec
+from vrray.specs import Recipe, SweepSpec
 from vrray.store import Store
 from vrray.sweep.packs import PackChoice, choose_pack, with_pack
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large

@@ -13,7 +13,7 @@ import pytest
 from tiny import RemoteStore, build_family, draw_photos
 
 from vrray.errors import ClusterError, SpecError
-from vrray.specs import EvaluateSpec
+from vrray.job_specs import EvaluateSpec
 from vrray.sweep import evaluating, vllm_answers
 from vrray.sweep.answers import Part, Variant
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation

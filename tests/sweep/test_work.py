@@ -13,6 +13,7 @@ import torch
 from ranks import run_ranks
 from tiny import DEPTH, Ground
 
+from vrray.claims import Claims
 from vrray.data.batches import collate
 from vrray.data.rows import KIND as ROWS
 from vrray.data.rows import write_rows
@@ -45,6 +46,7 @@ from vrray.sweep.trial import (
     scores_key,
 )
 from vrray.sweep.work import agreed
+from vrray.train.desk import Deferred
 from vrray.train.execution import Execution
 from vrray.train.loss import SupervisedLoss
 from vrray.variant import Delta, applied, load_delta
@@ -122,6 +124,27 @@ def test_a_trial_is_trained_once_and_pruned_often(place_of: Ground) -> None:
         store.describe(EVALUATION, evaluation_key("whole", plans[-1].removed, site.select, False))["parameters"]
         < (one_shot["parameters"])
     )
+
+
+def defers(ground: Ground, job: TrialJob) -> str:
+    workspace = ground.workspace()
+    with pytest.raises(Deferred) as raised:
+        job.run(workspace, lambda _: None)
+    return str(raised.value)
+
+
+def test_a_trial_that_another_run_is_at_is_deferred_on_all_ranks(place_of: Ground) -> None:
+    site, store = site_of(place_of), Store(place_of.store)
+    trial = Trial("whole", REGION, RECIPE, 0, "rows", None, ANGULAR)
+    other = Claims(store, "sweep 'other'")
+    assert other.take("whole") is None
+    with other.kept("whole"):
+        found = run_ranks(defers, 2, place_of, TrialJob(site, trial))
+    assert all(text.startswith("waits for sweep 'other' (process ") for text in found)
+    assert not store.has(DELTA, "whole")
+    run_ranks(run_all, 1, place_of, [TrialJob(site, trial)])
+    assert is_complete(store, site, trial)
+    assert store.names("claim") == []
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, LORA], ids=["full", "lora"])

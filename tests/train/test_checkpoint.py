@@ -16,6 +16,7 @@ from vrray.region import place
 from vrray.specs import Recipe
 from vrray.store import Store
 from vrray.train.checkpoint import KIND
+from vrray.train.desk import Paused
 from vrray.train.execution import Execution
 from vrray.train.loop import Trained, Training, train
 from vrray.train.workspace import Workspace
@@ -46,19 +47,21 @@ class Interrupted(Exception):
     pass
 
 
-def until(last: int) -> Any:
+def until(last: int, end: type[Exception]) -> Any:
     """A report that ends the training on all ranks after a step."""
 
     def report(metrics: dict[str, Any]) -> None:
         if metrics.get("step") == last:
-            raise Interrupted
+            raise end
 
     return report
 
 
-def interrupt(workspace: Workspace, training: Training, key: str, last: int) -> None:
-    with pytest.raises(Interrupted):
-        train(workspace, training, until(last), key)
+def interrupt(
+    workspace: Workspace, training: Training, key: str, last: int, end: type[Exception] = Interrupted
+) -> None:
+    with pytest.raises(end):
+        train(workspace, training, until(last, end), key)
 
 
 def go_on(workspace: Workspace, training: Training, key: str) -> tuple[Trained, list[float], list[str]]:
@@ -89,6 +92,17 @@ def on_two(ground: Ground) -> dict[str, Any]:
     torch.distributed.barrier()
     results["torn"] = (results["zero 3"][0], *go_on(workspace, training, "torn"), [])
     interrupt(workspace, training, "other world", 4)
+    rare = replace(training, execution=replace(training.execution, checkpoint_steps=None))
+    interrupt(workspace, rare, "paused", 3, Paused)
+    kept = steps_kept(workspace.store, "paused")
+    results["paused"] = (results["zero 3"][0], *go_on(workspace, rare, "paused"), kept)
+    results["paused at its end"] = (
+        results["zero 3"][0],
+        train(workspace, rare, until(STEPS, Paused), "late"),
+        [],
+        [],
+        [],
+    )
     return results
 
 
@@ -141,6 +155,21 @@ def test_totals_count_the_steps_before_the_interruption(both: list[dict[str, Any
     assert resumed.metrics["padded_share"] == whole.metrics["padded_share"]
     samples = STEPS * FULL.global_batch
     assert resumed.metrics["samples_per_second"] == pytest.approx(samples / resumed.metrics["train_seconds"])
+
+
+def test_a_paused_training_keeps_the_step_that_it_was_at(both: list[dict[str, Any]]) -> None:
+    for results in both:
+        whole, resumed, steps, said, kept = results["paused"]
+        assert (kept, steps) == (["step-00000003"], [4, 5, 6])
+        assert "goes on from the checkpoint after step 3 of 6" in said
+        assert resumed.losses == whole.losses
+        assert all(torch.equal(tensor, whole.tensors[name]) for name, tensor in resumed.tensors.items())
+
+
+def test_a_training_that_has_done_its_last_step_is_not_paused(both: list[dict[str, Any]]) -> None:
+    for results in both:
+        whole, ended, *_ = results["paused at its end"]
+        assert ended.losses == whole.losses
 
 
 def test_a_torn_checkpoint_is_not_seen(both: list[dict[str, Any]]) -> None:

@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
+from vrray.budget import Budget
 from vrray.errors import TrainingError
 from vrray.train import desk as desk_module
-from vrray.train.desk import Desk, _lost_a_peer, error_line, follow
+from vrray.train.desk import BEGINS, Desk, _lost_a_peer, error_line, follow
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def test_every_rank_of_a_group_gets_the_same_jobs() -> None:
 
 def test_reports_are_followed_to_the_end() -> None:
     desk = desk_with(A)
-    assert desk.post("a", {"step": 1}) and desk.post("a", {"step": 2})
+    assert desk.post("a", {"step": 1}) == desk.post("a", {"step": 2}) == "go on"
     assert desk.follow("a") == ([{"step": 1}, {"step": 2}], False, None)
     desk.post("a", {"step": 3})
     desk.end("a")
@@ -227,11 +228,24 @@ def test_a_cancelled_job() -> None:
     assert given(desk, "g", 0) == A
     desk.cancel("a")
     desk.cancel("b")
-    assert not desk.post("a", {"step": 1})  # the group learns of it at its next report
+    assert desk.post("a", {"step": 1}) == "cancel"  # the group learns of it at its next report
     assert given(desk, "g", 1) is None
     assert outcome(desk, B) == (True, "cancelled")
     desk.submit(B)
     assert given(desk, "g", 1) == B
+
+
+def test_a_desk_that_is_stopped() -> None:
+    desk = desk_with(A, B, C)
+    assert [given(desk, "g", 0), given(desk, "other", 0)] == [A, B]
+    desk.end("b")
+    desk.close()
+    assert desk.post("a", {"step": 1}) == "go on"  # closed, it lets what runs come to its end
+    desk.stop()
+    assert desk.post("a", {"step": 2}) == "pause"
+    assert desk.post("a", {"answered": 2}) == "cancel"
+    assert [given(desk, "g", 1), given(desk, "other", 1)] == ["close", "close"]
+    assert [outcome(desk, job) for job in (A, B, C)] == [(True, "cancelled"), (True, None), (True, "cancelled")]
 
 
 def test_a_job_that_nobody_follows_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,12 +253,77 @@ def test_a_job_that_nobody_follows_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])
     desk = desk_with(A)
     now[0] = 50.0
-    assert desk.post("a", {})
+    assert desk.post("a", {}) == "go on"
     desk.follow("a")
     now[0] = 100.0
-    assert desk.post("a", {})
+    assert desk.post("a", {}) == "go on"
     now[0] = 120.0
-    assert not desk.post("a", {})
+    assert desk.post("a", {}) == "cancel"
+
+
+def test_when_the_time_is_over_trainings_are_paused_and_all_else_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])
+    desk = Desk(0, Budget(seconds=60), elapsed=20.0)
+    for job in (A, B):
+        desk.submit(job)
+    assert (given(desk, "g", 0), desk.post("a", {BEGINS: "a"}), desk.post("a", {"step": 1})) == (A, "go on", "go on")
+    now[0] = 40.0
+    assert desk.spent() == "--max-time 1m reached"
+    assert (desk.post("a", {"step": 2}), desk.post("a", {"evaluated": 0})) == ("pause", "go on")
+    desk.end("a")
+    assert desk.follow("a") == ([{"step": 1}, {"step": 2}, {"evaluated": 0}], True, None)
+    assert (given(desk, "g", 1), desk.post("b", {BEGINS: "b"})) == (B, "pause")
+
+
+def test_gpu_time_counts_while_groups_are_at_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])
+    desk = Desk(3, Budget(gpu_hours=1, gpus=2))
+    for job in (A, B):
+        desk.submit(job)
+    now[0] = 5000.0
+    assert desk.spent() is None  # nobody has worked yet
+    given(desk, "g", 0)
+    now[0] = 5600.0
+    desk.group_failed("g", "gone")  # 600 s were worked, and A waits
+    now[0] = 9000.0
+    assert [given(desk, "x", 0), given(desk, "y", 0)] == [A, B]
+    now[0] = 9500.0
+    desk.end("a")
+    assert desk.spent() is None  # 1600 s so far
+    now[0] = 9700.0
+    assert desk.spent() == "--max-gpu-hours 1 reached"
+    desk.end("b")
+    assert desk.spent() == "--max-gpu-hours 1 reached"
+
+
+def test_a_deferred_job_comes_again_after_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])
+    desk = desk_with(A, B, max_failures=1)
+    assert given(desk, "g", 0) == A
+    desk.defer("g", "a", "waits for another")
+    assert [given(desk, "g", 1), given(desk, "g", 2)] == [B, None]  # not at once
+    now[0] = 10.0
+    assert given(desk, "g", 2) == A
+    desk.defer("g", "a", "waits for another")
+    assert desk.follow("a") == ([{"say": "waits for another"}], False, None)  # said once
+    assert desk.group_failed("g", "gone")
+    now[0] = 20.0
+    assert [given(desk, "h", number) for number in range(3)] == [B, A, None]  # what was deferred was not lost
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_deferred_job_that_nobody_wants_or_can_pay_does_not_come_again(cancelled: bool) -> None:
+    desk = Desk(0, None if cancelled else Budget(seconds=10), elapsed=20)
+    desk.submit(A)
+    assert given(desk, "g", 0) == A
+    if cancelled:
+        desk.cancel("a")
+    desk.defer("g", "a", "waits for another")
+    assert outcome(desk, A) == (True, "cancelled" if cancelled else None)
+    assert given(desk, "g", 1) is None
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vrray.region import place
 from vrray.specs import Recipe
 from vrray.store import Store
 from vrray.train.checkpoint import KIND
-from vrray.train.desk import Cancelled
+from vrray.train.desk import Cancelled, Paused
 from vrray.train.execution import RUNG, RUNG_SCORE, Execution
 from vrray.train.loop import Trained, Training, train
 from vrray.train.pack import train_pack
@@ -241,7 +241,7 @@ def interrupted(ground: Ground, store: str) -> Any:
     trials = [replace(t, rows=rows, execution=replace(t.execution, checkpoint_steps=2)) for t in (TRIALS[0], TRIALS[1])]
     singles = [train(workspace, training, lambda _: None) for training in trials]
     with pytest.raises(Interrupted):
-        train_pack(workspace, trials, [until(5), lambda _: None], ["a", "b"])
+        train_pack(workspace, trials, [until(5, Interrupted), lambda _: None], ["a", "b"])
     kept = [workspace.store.names(f"{KIND}/{key}") for key in "ab"]
     reports: list[list[dict[str, Any]]] = [[], []]
     resumed = train_pack(workspace, trials, [reports[0].append, reports[1].append], ["a", "b"])
@@ -257,6 +257,25 @@ def test_a_pack_goes_on_from_its_checkpoints(ground: Ground, tmp_path: Any, worl
             same(outcome, single)
             assert said[0]["say"] == "goes on from the checkpoint after step 4 of 5"
             assert [report["step"] for report in said[1:]] == [5.0]
+
+
+def paused(ground: Ground, store: str) -> Any:
+    """A pack of which one trial is paused; then that one goes on alone."""
+    workspace, rows = replace(ground, store=store).workspace(), ground.rows
+    trials = [replace(training, rows=rows) for training in (TRIALS[0], TRIALS[1])]
+    singles = [train(workspace, training, lambda _: None) for training in trials]
+    first, second = train_pack(workspace, trials, [until(3, Paused), lambda _: None], ["a", "b"])
+    kept = workspace.store.names(f"{KIND}/a")
+    (after, _) = train_pack(workspace, trials, [lambda _: None] * 2, ["a", None])
+    return singles, first, second, kept, after
+
+
+def test_a_paused_trial_keeps_a_checkpoint_and_the_others_go_on(ground: Ground, tmp_path: Any) -> None:
+    shutil.copytree(ground.store, tmp_path / "store")
+    for singles, first, second, kept, after in run_ranks(paused, 2, ground, str(Store(tmp_path / "store").uri)):
+        assert first is None and kept == ["step-00000003"]
+        same(second, singles[1])
+        same(after, singles[0])
 
 
 def test_what_can_share_a_base(one_rank: None, ground: Ground) -> None:

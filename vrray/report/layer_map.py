@@ -85,7 +85,7 @@ def _label_rows(axes: Axes, variants: Sequence[Row], places: Sequence[float]) ->
         tick.set_color(INK if row.failure is None else MUTED)
     across = axes.get_yaxis_transform()
     for row, place in zip(variants, places, strict=True):
-        text, color = (format_score(row.visual), INK) if row.failure is None else ("failed", VERMILION)
+        text, color = (format_score(row.visual), INK) if row.failure is None else (row.outcome, VERMILION)
         axes.text(1.01, place, text, transform=across, va="center", fontsize=SMALL, color=color)
     axes.text(1.01, places[0] - 1.0, "visual score", transform=across, va="center", fontsize=SMALL, fontweight="bold")
 

@@ -29,7 +29,7 @@ DEFAULT_WIDTH = 100
 def format_leaderboard(table: pa.Table, *, width: int | None = None, color: bool = False) -> str:
     """The sweep's variants as text, best first: by visual score, then by fewer parameters.
 
-    Beneath the table: what the marks mean, the floor and the ceiling, and the failed variants with their reasons.
+    Beneath the table: what the marks mean, the floor and the ceiling, and what has no scores, with the reason.
 
     Args:
         table: a row a variant, as the sweep writes it.
@@ -50,7 +50,7 @@ def format_leaderboard(table: pa.Table, *, width: int | None = None, color: bool
     else:
         console.print(Text("No complete variant."))
     for row in failed(rows):
-        console.print(Text.assemble((f"failed: {row.variant}:", "red"), f" {row.failure}"))
+        console.print(Text.assemble((f"{row.outcome}: {row.variant}:", "red"), f" {row.failure}"))
     return "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
 
 

@@ -176,8 +176,12 @@ def _cost_section(ranked: Sequence[Row]) -> list[str]:
 def _failed_section(failures: Sequence[Row], total: int) -> list[str]:
     if not failures:
         return []
-    cells = [(format_code(row.variant), escape_markdown(row.failure or DASH)) for row in failures]
-    return [f"## Failed ({len(failures)} of {total})", format_table(("variant", "reason"), cells, left=(0, 1))]
+    cells = [
+        (format_code(row.variant), escape_markdown(row.outcome), escape_markdown(row.failure or DASH))
+        for row in failures
+    ]
+    header = ("variant", "status", "reason")
+    return [f"## Without scores ({len(failures)} of {total})", format_table(header, cells, left=(0, 1, 2))]
 
 
 def _reading_section(rows: Sequence[Row]) -> list[str]:

@@ -60,6 +60,7 @@ class Row:
     """One variant of a sweep. Numbers that the table has as null or NaN are None.
 
     Attributes:
+        outcome: "complete", "failed", or "not run" or "stopped at step 9" where the run's budget was spent.
         failure: why the variant has no scores; None when it is complete.
         visual, textual: scores on the `select` split.
         retention_visual, retention_textual: score divided by that of placement `all` in the same sweep.
@@ -75,6 +76,7 @@ class Row:
     tuned: tuple[int, ...]
     removed: tuple[int, ...]
     depth: int
+    outcome: str
     failure: str | None
     split: str | None
     visual: Score | None
@@ -184,14 +186,15 @@ def _rank_key(row: Row) -> tuple[float, float, str]:
 
 
 def _read_row(cells: Mapping[str, Any], tasks: Sequence[str]) -> Row:
-    status = cells["status"] or "status missing"
+    outcome, _, reason = (cells["status"] or "failed: status missing").partition(":")
     return Row(
         variant=cells["variant"],
         placement=cells["placement"],
         tuned=tuple(cells["tuned_layers"] or ()),
         removed=tuple(cells["removed_layers"] or ()),
         depth=cells["depth"] or 0,
-        failure=None if status == COMPLETE else " ".join(status.removeprefix("failed:").split()),
+        outcome=outcome,
+        failure=None if outcome == COMPLETE else " ".join(reason.split()),
         split=cells["split"],
         visual=_score(cells, "score_visual"),
         textual=_score(cells, "score_textual"),

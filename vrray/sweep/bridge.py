@@ -34,7 +34,7 @@ def point_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def tune_trial(config: dict[str, Any], space: Space, site: Site, store_uri: str, desk: Any) -> None:
     """One Tune trial: its metrics are the latest of each name that the workers reported; at the end it is `finished`,
-    with a `score` where there are tasks, or `failed` with the reason.
+    with a `score` where there are tasks, `paused` where the run's budget was spent, or `failed` with the reason.
 
     A failure is reported, not raised: Tune repeats what raises, for it takes that for a lost driver.
     """
@@ -47,6 +47,9 @@ def tune_trial(config: dict[str, Any], space: Space, site: Site, store_uri: str,
                 seen.update({name: value for name, value in report.items() if name != "say"})  # said once
         except TrainingError as error:
             tune.report({**seen, "failed": str(error)})
+            return
+        if not is_complete(store, site, trial):
+            tune.report({**seen, "paused": True})
             return
     seen["finished"] = True
     if site.select:

@@ -8,8 +8,9 @@ from typing import Any
 
 from vrray.data.chunks import FeatureChunk, plan_chunks
 from vrray.data.features import KIND as FEATURES
+from vrray.job_specs import EvaluateSpec
 from vrray.models.loading import tower_identity
-from vrray.specs import EvaluateSpec
+from vrray.specs import RunSpec
 from vrray.sweep.answers import ANSWERS, AnswersJob, Part
 from vrray.sweep.evaluated import FOLDER, write_results
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation
@@ -19,6 +20,7 @@ from vrray.sweep.vllm_answers import answer_with_vllm, check_available, check_se
 from vrray.train.desk import Setup, follow
 from vrray.train.group import WorkerGroups
 from vrray.train.launch import Capacity
+from vrray.upkeep.records import recorded
 
 _BYTES = {"bf16": 2, "fp32": 4}
 
@@ -42,7 +44,16 @@ def run_evaluation(spec: EvaluateSpec) -> None:
         _say(evaluation.leaks.text())
     if spec.engine == "vllm":
         check_servable(evaluation)
-    parts = evaluation.all_parts()
+    with recorded(evaluation.store, f"{FOLDER}/{spec.name}"):
+        _answer_missing(evaluation, run, capacity, gpu=gpu)
+        write_results(evaluation)
+        if evaluation.leaks is not None:
+            evaluation.store.write_table(f"{FOLDER}/{spec.name}/{LEAKS}", evaluation.leaks.pairs)
+
+
+def _answer_missing(evaluation: Evaluation, run: RunSpec, capacity: Capacity, *, gpu: bool) -> None:
+    """Answer what the store does not hold."""
+    spec, parts = evaluation.spec, evaluation.all_parts()
     missing = [part for part in _distinct(parts) if not evaluation.store.has(ANSWERS, part.key)]
     asked = sum(len(part.examples) for part in parts)
     _say(f"{asked} questions to ask, {sum(len(part.examples) for part in missing)} without an answer in the store")
@@ -63,9 +74,6 @@ def run_evaluation(spec: EvaluateSpec) -> None:
         )
         with WorkerGroups(run, setup, count=groups, gpu=gpu) as workers:
             _answer(evaluation, missing, workers.desk, groups)
-    write_results(evaluation)
-    if evaluation.leaks is not None:
-        evaluation.store.write_table(f"{FOLDER}/{spec.name}/{LEAKS}", evaluation.leaks.pairs)
 
 
 def _answer(evaluation: Evaluation, missing: Sequence[Part], desk: Any, groups: int) -> None:

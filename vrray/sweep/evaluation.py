@@ -13,8 +13,8 @@ from vrray.data.images import Images, Opened, examine
 from vrray.errors import DataError, SpecError
 from vrray.evaluate.questions import AskedTask
 from vrray.evaluate.task_file import read_tasks
+from vrray.job_specs import EvaluateSpec
 from vrray.models.loading import ModelShape, base_identity, conversation, model_shape, resolve_model
-from vrray.specs import EvaluateSpec
 from vrray.store import Store
 from vrray.sweep.answers import Part, Variant, cut_parts
 from vrray.sweep.compare import is_ceiling

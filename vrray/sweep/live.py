@@ -1,23 +1,28 @@
 """The live state of a running sweep: a small file beside its table, for whoever watches. Light to import.
 
 `sweeps/NAME/live.json` is for eyes only: the table, written at the end, is what counts, and nothing that goes wrong
-with the live state ends a sweep.
+with the live state ends a sweep. It is also how a second driver of the same sweep finds out about the first.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from vrray.claims import Watch
+from vrray.errors import BusyError, StoreError
 from vrray.store import Store
 
 FILE = "live.json"
 EVERY_SECONDS = 2.0
 HEARTBEAT_SECONDS = 10.0
+SILENT_SECONDS = 3 * HEARTBEAT_SECONDS  # without a change of the file, after which its driver counts as gone
 MOST_POINTS = 240  # of a loss curve; beyond, every second one goes
 _MOST_LINES = 20
 
@@ -81,7 +86,8 @@ class LiveState:
         with self._lock:
             trials = [{**trial, "losses": list(trial["losses"])} for trial in self._trials.values()]
             about = {"format": 1, "began": self._began, "updated": time.time(), "ended": self._end}
-            return {**about, "trials": trials, "lines": list(self._lines)}
+            driver = {"host": platform.node(), "pid": os.getpid()}
+            return {**about, "driver": driver, "trials": trials, "lines": list(self._lines)}
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -96,8 +102,14 @@ class LiveState:
 
 @contextmanager
 def published(store: Store, sweep: str, state: LiveState) -> Iterator[None]:
-    """Write the state to the store while inside, by a thread of its own, and once more at the end."""
+    """Write the state to the store while inside, by a thread of its own, and once more at the end.
+
+    Raises:
+        BusyError: another driver does so.
+    """
+    _refuse_a_second_driver(store, sweep)
     publisher = _Publisher(store, f"sweeps/{sweep}/{FILE}", state)
+    publisher.write()
     publisher.start()
     try:
         yield
@@ -110,6 +122,39 @@ def published(store: Store, sweep: str, state: LiveState) -> Iterator[None]:
         publisher.finish()
 
 
+def _refuse_a_second_driver(store: Store, sweep: str) -> None:
+    """Look whether the file of a driver that has not said its end still changes.
+
+    Times in the file are not asked: clocks differ, and jump.
+    """
+    watch, first = Watch(), _unended(store, sweep)
+    if first is None:
+        return
+    began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(first["began"]))
+    who = "process {pid} on {host}".format(**first["driver"])
+    print(
+        f"sweep {sweep!r}: {who}, which began it at {began}, has not said its end; "
+        f"it is watched for {SILENT_SECONDS:.0f} s",
+        flush=True,
+    )
+    while (held := _unended(store, sweep)) is not None and watch.unchanged(sweep, held) < SILENT_SECONDS:
+        if held != first:
+            raise BusyError(
+                f"sweep {sweep!r} is being run by {who}, since {began}; wait for its end or stop it, or give this one "
+                f"another --name: trainings are shared through the store all the same"
+            )
+        time.sleep(1.0)
+
+
+def _unended(store: Store, sweep: str) -> dict[str, Any] | None:
+    """The live state of a driver that has not said its end."""
+    try:
+        found: dict[str, Any] = json.loads(store.read_bytes(f"sweeps/{sweep}/{FILE}"))
+    except (StoreError, ValueError, OSError):
+        return None
+    return None if found["ended"] is not None or "driver" not in found else found
+
+
 class _Publisher(threading.Thread):
     def __init__(self, store: Store, name: str, state: LiveState):
         super().__init__(name="live-state", daemon=True)
@@ -118,12 +163,12 @@ class _Publisher(threading.Thread):
         self._complained = False
 
     def run(self) -> None:
-        written, at = -1, 0.0
+        written, at = -1, time.monotonic()
         while True:
             stopping = self._stop_asked.is_set()
             changes, now = self._state.changes, time.monotonic()
             if changes != written or now - at >= HEARTBEAT_SECONDS:
-                self._write()
+                self.write()
                 written, at = changes, now
             if stopping:
                 return
@@ -133,7 +178,7 @@ class _Publisher(threading.Thread):
         self._stop_asked.set()
         self.join(timeout=30.0)
 
-    def _write(self) -> None:
+    def write(self) -> None:
         try:
             self._store.write_text(self._name, json.dumps(self._state.to_json()))
         except Exception as error:  # whatever a file system raises: a sweep goes on without being watched

@@ -88,7 +88,7 @@ def _to_come(prepared: Prepared, missing: Sequence[Trial] | None) -> tuple[int, 
     if missing is None:
         space, spec = prepared.space, prepared.spec
         space = replace(space, layer_scores={name: [0.0] * space.depth for name in space.placing_scores})
-        trials = spec.budget if spec.search == "optuna" else len(space.configs())
+        trials = spec.most_trials if spec.search == "optuna" else len(space.configs())
         regions = [region for _, region in space.named_regions()]
     else:
         trials, regions = len(missing), [trial.region for trial in missing]

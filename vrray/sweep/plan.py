@@ -91,7 +91,7 @@ def estimated_seconds(store: Store, prepared: Prepared, missing: Sequence[Trial]
 def _trials_line(prepared: Prepared, trials: Sequence[Trial], missing: Sequence[Trial], trainings: int) -> list[str]:
     spec = prepared.spec
     if spec.search == "optuna":
-        return [f"trials: up to {spec.budget}, subsets of layers proposed by Optuna from the placements on"]
+        return [f"trials: up to {spec.most_trials}, subsets of layers proposed by Optuna from the placements on"]
     if not trials and not _finds_trials(prepared):
         return []
     variants, reused = sum(map(_variants, trials)), len(trials) - len(missing)

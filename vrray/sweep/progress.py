@@ -22,8 +22,8 @@ _LOG_EVERY_SECONDS = 15.0
 class Progress:
     """Progress over all trainings, counted in optimizer steps; `live` is the same for other watchers."""
 
-    def __init__(self, total_steps: int):
-        self.live = LiveState()
+    def __init__(self, total_steps: int, live: LiveState | None = None):
+        self.live = live or LiveState()
         self._steps: dict[str, int] = {}
         self._said: dict[str, float] = {}
         self._bar = (
@@ -96,7 +96,7 @@ class TuneProgress(tune.Callback):
         self._progress, self._desk, self._space = progress, desk, space
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        if not {"finished", "failed"} & result.keys():
+        if not {"finished", "failed", "paused"} & result.keys():
             self._progress.update(result["trial"], result, result["key"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -107,6 +107,10 @@ class TuneProgress(tune.Callback):
             self._progress.ended(name, key, "finished", f"finished{score}")
         elif "failed" in result:
             self._progress.ended(name, key, "failed", f"failed, {result['failed']}", str(result["failed"]))
+        elif "paused" in result:
+            text = f"paused at step {result['step']:g}" if "step" in result else "not begun"
+            text += ", the budget is spent"
+            self._progress.ended(name, key, "stopped", text)
         else:
             ray.get(self._desk.cancel.remote(key))
             text = f"stopped by the scheduler at step {result.get('step', 0):g}"

@@ -16,7 +16,7 @@ import ray
 
 from vrray.data.images import content_hashes
 from vrray.data.ingest import with_embedded
-from vrray.errors import TrainingError
+from vrray.errors import BudgetError, TrainingError
 from vrray.evaluate.asked import describe_group
 from vrray.models.loading import load_processor
 from vrray.plans import ORDERS, Ranking
@@ -28,37 +28,50 @@ from vrray.sweep.compare import choose
 from vrray.sweep.jobs import VariantsJob
 from vrray.sweep.leaks import FILE as LEAKS
 from vrray.sweep.leaks import Leaks, sweep_leaks, training_of
-from vrray.sweep.live import published
+from vrray.sweep.live import LiveState, published
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.shown import write_shown
 from vrray.sweep.table import baselines, sweep_table
 from vrray.sweep.trial import EVALUATION, Lacking, Measuring, evaluation_key, read_scores
 from vrray.train.desk import follow
+from vrray.upkeep.records import recorded
 
 
 def run_sweep(spec: SweepSpec) -> None:
     """Run a sweep on the connected Ray cluster; whatever its store holds already is reused.
 
     Raises:
+        BusyError: another driver is at this sweep.
         ClusterError: the cluster cannot hold one trial.
         TrainingError: the projector stage failed, or every trial did.
     """
     began = time.monotonic()
-    with open_session(spec) as session, published(session.store, spec.name, session.progress.live):
+    live, run = LiveState(), f"sweep {spec.name!r}"
+    with (
+        published(Store(spec.storage), spec.name, live),
+        open_session(spec, run=run, live=live) as session,
+        recorded(session.store, f"sweeps/{spec.name}"),
+    ):
         session.expect_trials()
         leaks = sweep_leaks(session.store, session.prepared)
         session.progress.say(leaks.text())
-        session = session.started()
-        session.expect_trials()
-        trials, failures = session.run_trials()
-        table = sweep_table(session.store, session.prepared, trials, failures)
+        try:
+            session = session.started()
+            session.expect_trials()
+            trials, unfinished = session.run_trials()
+        except BudgetError as error:
+            trials = session.trials
+            unfinished = session.not_run(session.missing, str(error))
+            unfinished[session.prepared.projector.key] = f"not run: {error}"
+        table = sweep_table(session.store, session.prepared, trials, unfinished)
         _score_held_out(session, table)
-        table = sweep_table(session.store, session.prepared, trials, failures)
+        table = sweep_table(session.store, session.prepared, trials, unfinished)
         seconds = time.monotonic() - began
         _write(session.store, session.prepared, table, leaks, seconds)
-        if not choose(table):
-            raise TrainingError(f"no trial finished: {'; '.join(sorted(set(failures.values()))) or 'none ran'}")
+        reasons = sorted(set(unfinished.values()))
+        if reasons and all(reason.startswith("failed: ") for reason in reasons) and not choose(table):
+            raise TrainingError(f"no trial finished: {'; '.join(reasons)}")
     print(f"report: {session.store.location('sweeps', spec.name, 'report.md')} ({seconds:.0f} s)", flush=True)
 
 

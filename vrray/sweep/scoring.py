@@ -10,16 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from vrray.errors import SpecError
+from vrray.job_specs import ScoreSpec
 from vrray.report.scores_plot import draw_scores
 from vrray.report.scores_report import format_scores, render_scores
 from vrray.scores.table import LayerScores, correlations, measurement_of, missing_score, rank_stability
-from vrray.specs import ScoreSpec
 from vrray.store import Store
 from vrray.sweep.jobs import TrialJob
 from vrray.sweep.run import describe_run
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.trial import DELTA, SAMPLES, SCORES, Measuring, read_scores, scores_key
 from vrray.train.desk import follow
+from vrray.upkeep.records import recorded
 
 FOLDER = "layer-scores"
 _BARE = ("model", "projector")
@@ -43,7 +44,7 @@ def run_scores(spec: ScoreSpec) -> None:
             f"score change compares a tuned model with its base; set of to a placement such as all, not {of}"
         )
     sweep = spec.as_sweep(of) if trains else spec.as_sweep()
-    with open_session(sweep, train=trains) as session:
+    with open_session(sweep, train=trains) as session, recorded(session.store, f"{FOLDER}/{spec.name}"):
         session, delta = _ready(session, of, trains=trains)
         works = list(dict.fromkeys(Measuring(delta, measurement_of(score)) for score in spec.wanted))
         session.measure(works)

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ray
 from ray import tune
 
+from vrray.budget import Budget
 from vrray.data.features import KIND as FEATURES
-from vrray.errors import SpecError, TrainingError
+from vrray.errors import BudgetError, SpecError, TrainingError
 from vrray.region import place
 from vrray.scores.table import measurement_of, missing_score
 from vrray.specs import SweepSpec
 from vrray.store import Store
 from vrray.sweep.bridge import DRIVER_MEMORY, point_of, tune_trial
 from vrray.sweep.jobs import FeaturesJob, ScoresJob, TrialJob
+from vrray.sweep.live import LiveState
 from vrray.sweep.loggers import tune_loggers
 from vrray.sweep.packs import choose_pack, with_pack
 from vrray.sweep.plan import estimated_seconds, plan_text, refuse_too_large
 from vrray.sweep.prepare import Prepared, prepare
 from vrray.sweep.progress import Progress, TuneProgress
+from vrray.sweep.proposals import Listed, WithinBudget
 from vrray.sweep.trial import (
     DELTA,
     SCORES,
     Measuring,
+    Site,
     Trial,
     is_complete,
     read_scores,
@@ -37,6 +43,7 @@ from vrray.train.desk import Setup, follow
 from vrray.train.execution import RUNG, RUNG_SCORE
 from vrray.train.group import WorkerGroups
 from vrray.train.launch import Capacity, failure_reason
+from vrray.upkeep.records import RAY
 
 
 @dataclass(frozen=True)
@@ -58,16 +65,16 @@ class Session:
         """Features, stage 1, and the layer scores that placements follow; the session with all its trials.
 
         Raises:
+            BudgetError: the budget ended before.
             TrainingError: stage 1 failed, or the training whose scores are asked for.
         """
         self.pretrain()
         if not (works := _placing_works(self.store, self.prepared)):
             return self
-        if any(work.delta != self.prepared.projector.key for work in works):
+        whole = self.prepared.space.all_layers()
+        if any(work.delta == whole.key for work in works) and not self.store.has(DELTA, whole.key):
             self.progress.say("layer scores: all layers are tuned first")
-            job = TrialJob(self.prepared.site.for_one(), self.prepared.space.all_layers())
-            for report in follow(self.workers.desk, job):
-                self.progress.update("all", report)
+            self._train("all", self.prepared.site.for_one(), whole)
         self.measure(works)
         prepared = _placed(self.store, self.prepared)
         trials, missing = _trials(self.store, prepared)
@@ -93,7 +100,7 @@ class Session:
                 pass
 
     def run_trials(self) -> tuple[list[Trial], dict[str, str]]:
-        """All missing trials: the trials that were run or found, and failures by key."""
+        """All missing trials, as far as the budget goes: the trials, and the status of each incomplete one by key."""
         seconds = estimated_seconds(self.store, self.prepared, self.missing, self.groups)
         if self.missing and seconds:
             self.progress.say(f"trials: about {seconds / 60:.0f} min at the projector stage's measured speed")
@@ -103,6 +110,7 @@ class Session:
         """Features and stage 1, the projector alone.
 
         Raises:
+            BudgetError: the budget ended before.
             TrainingError: stage 1 failed.
         """
         self.compute_features()
@@ -129,31 +137,72 @@ class Session:
             return
         self.progress.say("stage 1: the projector alone, on captions")
         try:
-            for report in follow(self.workers.desk, TrialJob(self.prepared.site, self.prepared.projector)):
-                self.progress.update("projector", report)
+            self._train("projector", self.prepared.site, self.prepared.projector)
         except TrainingError as error:
             raise TrainingError(f"the projector stage failed: {error}") from error
+
+    def _train(self, name: str, site: Site, trial: Trial) -> None:
+        """One training that all trials wait for."""
+        for report in follow(self.workers.desk, TrialJob(site, trial)):
+            self.progress.update(name, report)
+        if not is_complete(self.store, site, trial):
+            raise BudgetError(str(self._spent()))
+
+    def _spent(self) -> str | None:
+        spent: str | None = ray.get(self.workers.desk.spent.remote())
+        return spent
 
     def _run_under_tune(self) -> tuple[list[Trial], dict[str, str]]:
         store, prepared, spec = self.store, self.prepared, self.prepared.spec
         space, site = prepared.space, prepared.site
         pending = [config for config in space.configs() if not is_complete(store, site, space.trial(config))]
-        searcher = _searcher(prepared)
-        if searcher is None and not pending:
+        if spec.search != "optuna" and not pending:
             return self.trials, {}
         name = f"{spec.name}-{uuid.uuid4().hex[:6]}"
-        self.progress.say(f"metrics of each step: {store.location('ray', name)} ({', '.join(spec.loggers) or 'none'})")
-        failures: dict[str, str] = {}
+        store.ask(RAY, name)
+        self.progress.say(f"metrics of each step: {store.location(RAY, name)} ({', '.join(spec.loggers) or 'none'})")
+        unfinished: dict[str, str] = {}
         ran = {trial.key: trial for trial in self.trials}
-        for result in self._tuner(name, pending, searcher).fit():
+        for result in self._tuner(name, pending).fit():
             trial = space.trial(point_of(result.config or {}))
             ran[trial.key] = trial
-            if not is_complete(store, prepared.site, trial):
-                failures[trial.key] = _why(result)
-        return list(ran.values()), failures
+            if not is_complete(store, site, trial):
+                unfinished[trial.key] = self._why(trial, result)
+        left = [t for t in self.missing if t.key not in unfinished and not is_complete(store, site, t)]
+        return list(ran.values()), unfinished | self.not_run(
+            left, self._spent() or f"--max-trials {spec.max_trials} reached"
+        )
 
-    def _tuner(self, name: str, pending: list[dict[str, Any]], searcher: Any) -> tune.Tuner:
-        spec, space, desk = self.prepared.spec, self.prepared.space, self.workers.desk
+    def not_run(self, trials: Sequence[Trial], reason: str) -> dict[str, str]:
+        """The status by key of trials that the budget left no room for."""
+        if trials:
+            self.progress.say(f"{len(trials)} trials are not run: {reason}; the same command goes on from the store")
+        for trial in trials:
+            self.progress.live.ended(trial.key, trial.region.name, "stopped", reason)
+        return {trial.key: f"not run: {reason}" for trial in trials}
+
+    def _why(self, trial: Trial, result: Any) -> str:
+        """The status of a trial that has no complete result."""
+        metrics = result.metrics or {}
+        if result.error:
+            return f"failed: {failure_reason(result.error)}"
+        step = f"at step {metrics.get('step', 0):g}"
+        if "paused" not in metrics:
+            return f"failed: {metrics.get('failed') or f'stopped by the scheduler {step}'}"
+        within = "step" in metrics and not self.store.has(DELTA, trial.key)  # else only its healing is lacking
+        return f"stopped {step}: {self._spent()}" if within else f"not run: {self._spent()}"
+
+    def _tuner(self, name: str, pending: list[dict[str, Any]]) -> tune.Tuner:
+        spec, space, desk, store = self.prepared.spec, self.prepared.space, self.workers.desk, self.store
+
+        def is_trained(point: dict[str, Any]) -> bool:
+            return store.has(DELTA, space.trial(point).key)
+
+        def spent() -> bool:
+            return ray.get(desk.spent.remote()) is not None
+
+        listed = spec.search != "optuna"
+        search = Listed(sorted(pending, key=is_trained, reverse=True)) if listed else _subset_search(self.prepared)
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         trainable = tune.with_parameters(
@@ -163,12 +212,11 @@ class Session:
         resources = tune.PlacementGroupFactory([{"CPU": 0, "memory": DRIVER_MEMORY}])
         return tune.Tuner(
             tune.with_resources(trainable, resources),
-            param_space={"point": tune.grid_search(pending)} if searcher is None else {},
             tune_config=tune.TuneConfig(
-                num_samples=1 if searcher is None else spec.budget,
+                num_samples=len(pending) if listed else spec.most_trials,
                 # One driver more than is served is up, so that a group need not wait for the next driver's start.
-                max_concurrent_trials=self.groups * self.prepared.site.execution.pack + (searcher is None),
-                search_alg=searcher,
+                max_concurrent_trials=self.groups * self.prepared.site.execution.pack + listed,
+                search_alg=WithinBudget(search, is_trained, spent, spec.max_trials),
                 scheduler=_scheduler(self.prepared),
                 trial_dirname_creator=lambda trial: (
                     f"{space.trial(point_of(trial.config)).region.name}-{trial.trial_id}"
@@ -176,7 +224,7 @@ class Session:
             ),
             run_config=tune.RunConfig(
                 name=name,
-                storage_path=self.store.location("ray"),
+                storage_path=self.store.location(RAY),
                 callbacks=[TuneProgress(self.progress, desk, space), *tune_loggers(spec.loggers, spec.name)],
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 verbose=0,
@@ -185,17 +233,23 @@ class Session:
 
 
 @contextmanager
-def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
+def open_session(
+    spec: SweepSpec, *, train: bool = True, run: str | None = None, live: LiveState | None = None
+) -> Iterator[Session]:
     """Prepare a sweep, say its plan, and keep its worker groups while inside.
 
     Args:
+        run: what tells this run from all others on the store, but for those that it goes on from.
+        live: its state, where others watch it.
         train: whether its trials are wanted; without them there is one worker group.
 
     Raises:
         ClusterError: the cluster cannot hold one trial.
     """
+    began = time.monotonic()
     store, capacity = Store(spec.storage), Capacity.of_cluster()
     gpu = capacity.uses_gpus(spec)
+    budget = _budget(spec, gpu)
     capacity.trials_at_once(spec)  # refuses a cluster that is too small before anything is prepared
     prepared = prepare(spec, store, gpu=gpu, worker_memory=capacity.worker_memory(spec))
     refuse_too_large(prepared, capacity)
@@ -210,10 +264,22 @@ def open_session(spec: SweepSpec, *, train: bool = True) -> Iterator[Session]:
     prepared = with_pack(prepared, pack)
     print(plan_text(store, prepared, trials, capacity, at_once, pack), flush=True)
     path, base = str(prepared.model_path), prepared.site.base
-    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template)
+    run = run or f"run {uuid.uuid4().hex[:8]}"
+    setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template, run)
     steps = _steps_left(store, prepared, missing)
-    with Progress(steps) as progress, WorkerGroups(spec, setup, count=groups, gpu=gpu) as workers:
+    workers = WorkerGroups(spec, setup, count=groups, gpu=gpu, budget=budget, began=began)
+    with Progress(steps, live) as progress, workers:
         yield Session(store, prepared, trials, missing, groups, progress, workers)
+
+
+def _budget(spec: SweepSpec, gpu: bool) -> Budget:
+    """
+    Raises:
+        SpecError: GPU hours are limited where no GPU is used.
+    """
+    if spec.max_gpu_hours is not None and not gpu:
+        raise SpecError("max_gpu_hours: no GPU is used here, so none of its hours would ever pass; give --max-time")
+    return Budget(spec.max_time, spec.max_gpu_hours, spec.workers if gpu else 0)
 
 
 def _trials(store: Store, prepared: Prepared) -> tuple[list[Trial], list[Trial]]:
@@ -257,24 +323,14 @@ def _placed(store: Store, prepared: Prepared) -> Prepared:
     return replace(prepared, space=replace(prepared.space, layer_scores=values))
 
 
-def _why(result: Any) -> str:
-    """Why a trial has no complete result."""
-    metrics = result.metrics or {}
-    if result.error:
-        return failure_reason(result.error)
-    return str(metrics.get("failed") or f"stopped by the scheduler at step {metrics.get('step', 0):g}")
-
-
 def _steps_left(store: Store, prepared: Prepared, missing: Sequence[Trial]) -> int:
     trials = [*missing, prepared.projector]
     return sum(trial.recipe.steps(prepared.rows) for trial in trials if not store.has(DELTA, trial.key))
 
 
-def _searcher(prepared: Prepared) -> Any:
-    """Proposes subsets of layers, from the named placements on; None for a grid and a random search."""
+def _subset_search(prepared: Prepared) -> Any:
+    """Proposes subsets of layers, from the named placements on."""
     spec, space = prepared.spec, prepared.space
-    if spec.search != "optuna":
-        return None
     from vrray.sweep.subset_model import SubsetSpace
     from vrray.sweep.subsets import SubsetSearch
 

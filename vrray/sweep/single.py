@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from vrray.errors import TrainingError
-from vrray.specs import FinetuneSpec, PretrainSpec
+from vrray.job_specs import FinetuneSpec, PretrainSpec
 from vrray.sweep.session import Session, open_session
 from vrray.sweep.trial import DELTA, Trial
+from vrray.upkeep.records import recorded
 
 _SUMMARY = (
     "loss",
@@ -35,7 +37,7 @@ def run_pretrain(spec: PretrainSpec) -> dict[str, Any]:
         ClusterError: the cluster cannot hold the training.
         TrainingError: the training failed.
     """
-    with open_session(spec.as_sweep()) as session:
+    with open_session(spec.as_sweep()) as session, _recorded(session, session.prepared.projector):
         session.pretrain()
         return _summary(session, session.prepared.projector)
 
@@ -49,10 +51,16 @@ def run_finetune(spec: FinetuneSpec) -> dict[str, Any]:
     """
     with open_session(spec.as_sweep()) as session:
         session = session.started()
-        (trial,), failures = session.run_trials()
-        if trial.key in failures:
-            raise TrainingError(failures[trial.key])
-        return _summary(session, trial)
+        with _recorded(session, session.trials[0]):
+            (trial,), unfinished = session.run_trials()
+            if trial.key in unfinished:
+                raise TrainingError(unfinished[trial.key].removeprefix("failed: "))
+            return _summary(session, trial)
+
+
+def _recorded(session: Session, trial: Trial) -> AbstractContextManager[None]:
+    """A training without a name goes by its key."""
+    return recorded(session.store, f"trainings/{trial.key}")
 
 
 def _summary(session: Session, trial: Trial) -> dict[str, Any]:

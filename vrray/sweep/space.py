@@ -83,7 +83,7 @@ class Space:
         """The points that a grid or a random search runs, without those that would train the same weights twice."""
         distinct = list({self.trial(point).key: point for point in reversed(self.points())}.values())[::-1]
         if self.spec.search == "random":
-            wanted = min(self.spec.budget, len(distinct))
+            wanted = min(self.spec.most_trials, len(distinct))
             chosen = random.Random(self.spec.seeds[0]).sample(range(len(distinct)), wanted)
             return [distinct[index] for index in sorted(chosen)]
         return distinct

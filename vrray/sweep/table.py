@@ -21,9 +21,13 @@ _INTERVAL = ("", "_low", "_high")
 UNTUNED = "untuned"
 
 
-def sweep_table(store: Store, prepared: Prepared, trials: Sequence[Trial], failures: Mapping[str, str]) -> pa.Table:
-    """Rows of all trials and of the untuned base (with the stage-1 projector); `failures` are reasons by trial key."""
-    rows = [row for trial in (*trials, prepared.projector) for row in _rows(store, prepared, trial, failures)]
+def sweep_table(store: Store, prepared: Prepared, trials: Sequence[Trial], unfinished: Mapping[str, str]) -> pa.Table:
+    """Rows of all trials and of the untuned base (with the stage-1 projector).
+
+    Args:
+        unfinished: by key, the status of trials that are not complete.
+    """
+    rows = [row for trial in (*trials, prepared.projector) for row in _rows(store, prepared, trial, unfinished)]
     rows = _distinct_names(rows)
     add_comparisons(store, prepared.site.select, rows)
     return pa.Table.from_pylist(rows, schema=_schema(prepared))
@@ -38,7 +42,7 @@ def baselines(table: pa.Table) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(store: Store, prepared: Prepared, trial: Trial, failures: Mapping[str, str]) -> list[dict[str, Any]]:
+def _rows(store: Store, prepared: Prepared, trial: Trial, unfinished: Mapping[str, str]) -> list[dict[str, Any]]:
     shared = {
         "placement": trial.region.placement,
         "tuned_layers": list(trial.region.layers),
@@ -51,13 +55,13 @@ def _rows(store: Store, prepared: Prepared, trial: Trial, failures: Mapping[str,
         **_floors(prepared),
     }
     plans = _plans(store, prepared, trial)
-    if trial.key in failures or not plans:
-        reason = failures.get(trial.key, "not run")
-        return [{**shared, "variant": trial_name(trial), "removed_layers": [], "status": f"failed: {reason}"}]
+    status = unfinished.get(trial.key, "failed: not run")
+    if not plans:
+        return [{**shared, "variant": trial_name(trial), "removed_layers": [], "status": status}]
     info = store.describe(DELTA, trial.key)
     shared |= {name: info[name] for name in _MEASURED}
     shared["blind_visual"] = _evaluation(store, prepared, trial.key, (), blind=True).get("score_visual")
-    return [{**shared, **_variant(store, prepared, trial, plan)} for plan in plans]
+    return [{"status": status} | {**shared, **_variant(store, prepared, trial, plan)} for plan in plans]
 
 
 def _plans(store: Store, prepared: Prepared, trial: Trial) -> list[Plan]:
@@ -77,7 +81,7 @@ def _variant(store: Store, prepared: Prepared, trial: Trial, plan: Plan) -> dict
         "ranking": plan.ranking,
         "healed": plan.healed,
         "removed_layers": list(plan.removed),
-        "status": "complete" if measured else "failed: not evaluated",
+        **({"status": "complete"} if measured else {}),
         "parameters": measured.get("parameters"),
         "latency_ms_per_token": measured.get("latency_ms_per_token"),
         **{f"score_{task}": score for task, score in measured.get("tasks", {}).items()},

@@ -6,7 +6,7 @@ Everything finished goes into the store under its key and is found there by a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ from vrray.sweep.trial import (
     scores_key,
 )
 from vrray.train.checkpoint import KIND as CHECKPOINT
-from vrray.train.desk import Report, error_line
+from vrray.train.desk import BEGINS, Cancelled, Deferred, Paused, Report, error_line
 from vrray.train.loop import Trained, Training, train
 from vrray.train.measure import json_number
 from vrray.train.pack import train_pack
@@ -67,9 +67,31 @@ def compute_features(workspace: Workspace, job: FeaturesJob, report: Report) -> 
 
 
 def run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
-    """Train once, measure scores, then prune and evaluate many times; without tasks, only train."""
+    """Train once, measure scores, then prune and evaluate many times; without tasks, only train.
+
+    Raises:
+        Deferred: another run is at the same trial.
+    """
+    with _claimed(workspace, job.trial.key):
+        _use_features(workspace, job.site)
+        _run_trial(workspace, job, report)
+
+
+@contextmanager
+def _claimed(workspace: Workspace, key: str) -> Iterator[None]:
+    """Be the only run that works on a trial.
+
+    Raises:
+        Deferred: another one does.
+    """
+    if holder := agreed(workspace, lambda: workspace.claims.take(key)):
+        raise Deferred(f"waits for {holder}, which is at the same training")
+    with workspace.claims.kept(key) if workspace.rank == 0 else nullcontext():
+        yield
+
+
+def _run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
     site, trial, store = job.site, job.trial, workspace.store
-    _use_features(workspace, site)
 
     def following() -> Work | None:
         return agreed(workspace, lambda: next_work(store, site, trial))
@@ -95,22 +117,34 @@ def train_trials(workspace: Workspace, jobs: Sequence[TrialJob], reports: Sequen
 
     Fewer than two are left to `run_trial`, which goes on with each.
     """
-    store = workspace.store
-    lacking = agreed(workspace, lambda: [n for n, job in enumerate(jobs) if not store.has(DELTA, job.trial.key)])
-    if len(lacking) < 2:
-        return {}
-    jobs, reports = [jobs[number] for number in lacking], [reports[number] for number in lacking]
-    _use_features(workspace, jobs[0].site)
-    trainings = [_training(workspace, job.site, job.trial) for job in jobs]
-    with _delta_applied(workspace, jobs[0].trial.start):
-        outcomes = train_pack(workspace, trainings, reports, [job.key for job in jobs])
-    failures = {}
-    for job, outcome in zip(jobs, outcomes, strict=True):
-        if isinstance(outcome, Trained):
-            _keep(workspace, job.site, job.trial, outcome, zero=0)
-        elif outcome is not None:
-            failures[job.key] = error_line(outcome)
-    return failures
+    with ExitStack() as stack:
+        ours = [number for number, job in enumerate(jobs) if _begins(workspace, stack, job, reports[number])]
+        if len(ours) < 2:
+            return {}
+        jobs, reports = [jobs[number] for number in ours], [reports[number] for number in ours]
+        _use_features(workspace, jobs[0].site)
+        trainings = [_training(workspace, job.site, job.trial) for job in jobs]
+        with _delta_applied(workspace, jobs[0].trial.start):
+            outcomes = train_pack(workspace, trainings, reports, [job.key for job in jobs])
+        failures = {}
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Trained):
+                _keep(workspace, job.site, job.trial, outcome, zero=0)
+            elif outcome is not None:
+                failures[job.key] = error_line(outcome)
+        return failures
+
+
+def _begins(workspace: Workspace, stack: ExitStack, job: TrialJob, report: Report) -> bool:
+    """Whether a training is lacking and begins here; its claim is kept until the stack ends."""
+    if agreed(workspace, lambda: workspace.store.has(DELTA, job.trial.key)):
+        return False
+    try:
+        report({BEGINS: job.trial.key})
+        stack.enter_context(_claimed(workspace, job.trial.key))
+    except (Cancelled, Deferred, Paused):
+        return False
+    return True
 
 
 def measure_scores(workspace: Workspace, job: ScoresJob, report: Report) -> None:
@@ -137,6 +171,7 @@ def _use_features(workspace: Workspace, site: Site) -> None:
 
 
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
+    report({BEGINS: trial.key})
     training = _training(workspace, site, trial)
     with _delta_applied(workspace, trial.start), _without(workspace, trial.removed):
         trained = train(workspace, training, report, checkpoints_of=trial.key)

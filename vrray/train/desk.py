@@ -14,13 +14,17 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import ray
 
+from vrray.budget import Budget
 from vrray.errors import TrainingError
 
 _IDLE_SECONDS = 0.2
+_DEFERRED_SECONDS = 5.0
 _ABANDONED_SECONDS = 60.0
 _GATHER_SECONDS = 10.0  # a driver of Tune's takes some seconds to start on a busy machine
 _CANCELLED = "cancelled"
 Report = Callable[[dict[str, Any]], None]
+Verdict = Literal["go on", "pause", "cancel"]
+BEGINS = "begins"  # reported before a training, with its key
 
 
 class Job(Protocol):
@@ -32,7 +36,11 @@ class Job(Protocol):
     def run(self, workspace: Any, report: Report) -> None:
         """Run on this rank; all ranks call `report` equally often, rank 0's metrics are passed on.
 
-        A report `{"say": text}` is for the user to read.
+        A report `{"say": text}` is for the user to read. A training says that it begins (`BEGINS`), and each `step`.
+
+        Raises:
+            Cancelled, Paused: by `report`, on all ranks.
+            Deferred: the job is to come again later.
         """
 
 
@@ -65,27 +73,51 @@ class Setup:
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     liger: bool = False
     template: str = "chat"
+    run: str = "a run"  # in words that tell it from others: see `vrray.claims`
 
 
 class Cancelled(Exception):
     """Nobody wants the job's result any more; raised on all ranks at the same report."""
 
 
-class Desk:
-    """The jobs of a sweep and their reports (a Ray actor)."""
+class Deferred(Exception):
+    """Another run is at the job's work; raised by the job on all ranks. It comes again after the others."""
 
-    def __init__(self, max_failures: int = 0) -> None:
+
+class Paused(Exception):
+    """The run's budget is spent, or its driver is about to end: the training that reports is to keep a checkpoint and
+    end. On all ranks at once."""
+
+
+_RAISED: dict[Verdict, type[Exception] | None] = {"go on": None, "pause": Paused, "cancel": Cancelled}
+
+
+class Desk:
+    """The jobs of a sweep and their reports (a Ray actor).
+
+    Once the budget is spent, trainings do not begin and those that go on are paused; all other work is done.
+
+    Args:
+        elapsed: seconds that the run has taken already.
+    """
+
+    def __init__(self, max_failures: int = 0, budget: Budget | None = None, elapsed: float = 0.0) -> None:
         self._max_failures = max_failures
+        self._budget = budget or Budget()
+        self._start = time.monotonic() - elapsed
+        self._begun: dict[str, float] = {}  # by group at work, since when
+        self._busy = 0.0
         self._failures: dict[str, int] = {}
         self._failed_starts: int | None = None  # in a row; None until a group has started
         self._waiting: list[Job] = []
+        self._not_before: dict[str, float] = {}  # when a job that was deferred may come again
         self._arrived = 0.0  # when the last job came
         self._taken: dict[str, list[list[Job]]] = {}  # by group, what it was given at each time it asked
         self._alone: set[str] = set()  # jobs that are not packed, or not any more
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
-        self._closed = False
+        self._closed = self._stopping = False
         self._broken: str | None = None
 
     def submit(self, job: Job) -> None:
@@ -110,23 +142,28 @@ class Desk:
         taken = self._taken.setdefault(group, [])
         if number < len(taken):
             return taken[number]
+        self._pause_clock(group)
         if self._closed:
             return "close"
-        if not self._waiting:
+        now = time.monotonic()
+        ready = [job for job in self._waiting if self._not_before.get(job.key, now) <= now]
+        if not ready:
             return None
-        pack, room = self._pack(self._waiting[0])
-        if len(pack) < room and time.monotonic() - self._arrived < _GATHER_SECONDS:
+        pack, room = self._pack(ready)
+        if len(pack) < room and now - self._arrived < _GATHER_SECONDS:
             return None
         self._waiting = [job for job in self._waiting if job not in pack]
         taken.append(pack)
+        self._begun[group] = now
         self._failed_starts = 0
         return pack
 
-    def _pack(self, first: Job) -> tuple[list[Job], int]:
-        """A job with those in line that pack with it, and how many may."""
+    def _pack(self, ready: Sequence[Job]) -> tuple[list[Job], int]:
+        """The first of the jobs that may begin, with those that pack with it, and how many may."""
+        first = ready[0]
         if first.key in self._alone or not isinstance(first, Packable):
             return [first], 1
-        others = [job for job in self._waiting[1:] if job.key not in self._alone and first.packs_with(job)]
+        others = [job for job in ready[1:] if job.key not in self._alone and first.packs_with(job)]
         return [first, *others][: first.room], first.room
 
     def unpack(self, group: str, number: int, failures: Mapping[str, str], reason: str | None = None) -> None:
@@ -145,13 +182,43 @@ class Desk:
         self._alone.update(job.key for job in left)
         self._waiting = [*left, *self._waiting]
 
-    def post(self, key: str, metrics: dict[str, Any]) -> bool:
-        """Take in a report; whether the job should go on."""
-        self._reports[key].append(metrics)
-        return key not in self._ended and time.monotonic() - self._followed[key] < _ABANDONED_SECONDS
+    def post(self, key: str, metrics: dict[str, Any]) -> Verdict:
+        """Take in a report; what becomes of the job."""
+        training = BEGINS in metrics or "step" in metrics
+        if BEGINS not in metrics:
+            self._reports[key].append(metrics)
+        if self._stopping and training:
+            return "pause"
+        if key in self._ended or time.monotonic() - self._followed[key] >= _ABANDONED_SECONDS:
+            return "cancel"
+        return "pause" if training and self.spent() else "go on"
+
+    def spent(self) -> str | None:
+        """Which limit of the budget is reached; None while there is some left."""
+        now = time.monotonic()
+        going = sum(now - begun for begun in self._begun.values())
+        return self._budget.reached(now - self._start, self._busy + going)
 
     def end(self, key: str, failure: str | None = None) -> None:
         self._ended.setdefault(key, failure)
+
+    def _pause_clock(self, group: str) -> None:
+        """A group is at work from what it is given until it asks for more."""
+        now = time.monotonic()
+        self._busy += now - self._begun.pop(group, now)
+
+    def defer(self, group: str, key: str, reason: str) -> None:
+        """Put the job that a group has begun back in line, behind the others; once the budget is spent, end it."""
+        taken = self._taken[group]
+        (place,) = [place for place, jobs in enumerate(taken) if [job.key for job in jobs] == [key]]
+        (job,), taken[place] = taken[place], []
+        if key in self._ended or self.spent():
+            self.end(key)
+        else:
+            if key not in self._not_before:
+                self._reports[key].append({"say": reason})
+            self._not_before[key] = time.monotonic() + _DEFERRED_SECONDS
+            self._waiting.append(job)
 
     def group_failed(self, group: str, reason: str) -> bool:
         """Put back whatever the group was at, or end it; whether to start another group.
@@ -161,6 +228,7 @@ class Desk:
         very first group fails before it takes a job, the next one would fail too, and every job ends; later on, a node
         may just have been lost.
         """
+        self._pause_clock(group)
         for number, pack in enumerate(self._taken.get(group, [])):
             if len(pack) > 1 and "OutOfMemory" in reason:
                 self.unpack(group, number, {}, reason)
@@ -203,9 +271,18 @@ class Desk:
     def close(self) -> None:
         self._closed = True
 
+    def stop(self) -> None:
+        """Close at once: what is in line does not start, what runs ends at its next report, trainings are paused."""
+        self._closed = self._stopping = True
+        self._waiting = []
+        for key in self._reports:
+            self.end(key, _CANCELLED)
+
 
 def follow(desk: Any, *jobs: Job) -> Iterator[dict[str, Any]]:
     """Submit jobs; iterate over their reports as they come, until all have ended and every report was yielded.
+
+    A job that was paused ends as any other: the store says what it left undone.
 
     Raises:
         TrainingError: a job failed; the message is the worker's.
@@ -249,17 +326,21 @@ def serve(config: dict[str, Any]) -> None:
             continue
         reports = [_reporter(desk, job.key, workspace) for job in jobs]
         if len(jobs) == 1:
-            _run(desk, jobs[0], workspace, reports[0])
+            _run(desk, group, jobs[0], workspace, reports[0])
         else:
             _run_pack(desk, jobs, workspace, reports, (group, number))
         number += 1
 
 
-def _run(desk: Any, job: Job, workspace: Any, report: Report) -> None:
+def _run(desk: Any, group: str, job: Job, workspace: Any, report: Report) -> None:
     try:
         job.run(workspace, report)
-    except Cancelled:
+    except (Cancelled, Paused):
         pass
+    except Deferred as deferred:
+        if workspace.rank == 0:
+            ray.get(desk.defer.remote(group, job.key, str(deferred)))
+        return
     except Exception as error:
         # Said here, because a job that raises must not be repeated, as one whose workers died is.
         if not _lost_a_peer(error):
@@ -300,12 +381,14 @@ def _reporter(desk: Any, key: str, workspace: Any) -> Report:
     import torch
     import torch.distributed as dist
 
+    verdicts = list(_RAISED)
+
     def report(metrics: dict[str, Any]) -> None:
-        wanted = torch.ones(1, device=workspace.device)
-        if workspace.rank == 0 and not ray.get(desk.post.remote(key, metrics)):
-            wanted.zero_()
-        dist.broadcast(wanted, 0)
-        if not wanted.item():
-            raise Cancelled
+        verdict = torch.zeros(1, dtype=torch.int64, device=workspace.device)
+        if workspace.rank == 0:
+            verdict.fill_(verdicts.index(ray.get(desk.post.remote(key, metrics))))
+        dist.broadcast(verdict, 0)
+        if (error := _RAISED[verdicts[int(verdict)]]) is not None:
+            raise error
 
     return report

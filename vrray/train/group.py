@@ -19,19 +19,37 @@ from typing import Any, Self
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vrray.budget import Budget
 from vrray.specs import RunSpec
 from vrray.store import Store
 from vrray.train.desk import Desk, Setup, serve
 from vrray.train.launch import Capacity, failure_reason, make_trainer
+from vrray.upkeep.records import RAY
+
+_SAVING_SECONDS = 15.0  # with what follows, an interrupted job ends within 30 s
 
 log = logging.getLogger(__name__)
 
 
 class WorkerGroups:
-    """Groups of a sweep as a context manager: started when the desk is first asked for, ended and joined on leaving."""
+    """Groups of a sweep as a context manager: started when the desk is first asked for, ended and joined on leaving.
 
-    def __init__(self, spec: RunSpec, setup: Setup, *, count: int, gpu: bool):
+    Args:
+        began: when the run began whose budget it is, by `time.monotonic`.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        setup: Setup,
+        *,
+        count: int,
+        gpu: bool,
+        budget: Budget | None = None,
+        began: float | None = None,
+    ):
         self._spec, self._setup, self._gpu, self._count = spec, setup, gpu, count
+        self._budget, self._began = budget, time.monotonic() if began is None else began
         self._threads: list[threading.Thread] = []
         self._desk: Any = None
         self._closing = False
@@ -43,7 +61,7 @@ class WorkerGroups:
             # Beside the driver: losing another node must not lose the desk.
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk)
-            self._desk = desk.remote(self._spec.max_failures)
+            self._desk = desk.remote(self._spec.max_failures, self._budget, time.monotonic() - self._began)
             for index in range(self._count):
                 name = f"vrray-group-{index}"
                 self._threads.append(threading.Thread(target=self._keep_serving, name=name, daemon=True))
@@ -62,12 +80,17 @@ class WorkerGroups:
         if error is None:
             ray.get(self._desk.close.remote())
             self._join(60)
+        elif not isinstance(error, Exception):
+            log.warning("stopping; trainings save a checkpoint after the step that they are at")
+            ray.get(self._desk.stop.remote())
+            self._join(_SAVING_SECONDS)
         ray.kill(self._desk)
         self._join(10)  # Ray may be shut down next, which must not happen below a thread that uses it
 
     def _join(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(timeout=seconds)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
 
     def _keep_serving(self) -> None:
         workers, again = self._spec.workers, True
@@ -95,6 +118,6 @@ class WorkerGroups:
 
     def _trainer(self, group: str, workers: int) -> Any:
         config = {"setup": self._setup, "desk": self._desk, "group": group}
-        storage = Store(self._setup.store_uri).location("ray")
+        storage = Store(self._setup.store_uri).location(RAY)
         spec = self._spec.model_copy(update={"workers": workers})
         return make_trainer(serve, config, spec, gpu=self._gpu, name=f"group-{group}", storage=storage)

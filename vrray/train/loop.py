@@ -25,7 +25,7 @@ from vrray.models.loading import decoder_layers
 from vrray.region import Region
 from vrray.specs import Recipe
 from vrray.train.checkpoint import Checkpoints, Saved, restore
-from vrray.train.desk import Report
+from vrray.train.desk import Paused, Report
 from vrray.train.dryrun import fitting_micro_batch, is_out_of_memory, largest_divisor, out_of_memory
 from vrray.train.engine import GradientWatch, advance_schedule, gather_weights, started_engine
 from vrray.train.execution import RUNG, RUNG_SCORE, Execution
@@ -74,6 +74,7 @@ def train(workspace: Workspace, training: Training, report: Report, checkpoints_
             that was interrupted goes on; None for none.
 
     Raises:
+        Paused: the report of a step raised it; where checkpoints are kept, there is one of that step.
         TrainingError: a part of the region got no gradient, memory does not suffice, the loss was not finite in too
             many steps in a row, or the model's rows cannot be packed.
     """
@@ -152,9 +153,16 @@ class _Run:
             self.meter.take(loss, measured)
             norm = self.engine.get_global_grad_norm()
             rates = [float(rate) for rate in self.engine.get_lr()]
-            report(self.meter.of_step(measured, rates, math.nan if norm is None else float(norm)))
-            if due and self.checkpoints is not None and number < self.schedule.count:
-                self._save(self.checkpoints, number)
+            last = number == self.schedule.count
+            try:
+                report(self.meter.of_step(measured, rates, math.nan if norm is None else float(norm)))
+            except Paused:
+                if last:
+                    break  # the delta is there as soon as a checkpoint would be
+                self._save(number)
+                raise
+            if due and not last:
+                self._save(number)
             if number in self.execution.rungs and len(self.asked) >= self.workspace.world:
                 size = self.schedule.micro_batch
                 report({RUNG: number, RUNG_SCORE: answer_likelihood(self.workspace, self.engine, self.asked, size)})
@@ -216,13 +224,13 @@ class _Run:
             if name not in trained and (parameter.requires_grad or parameter.grad is not None):
                 raise TrainingError(f"{name} is frozen but received a gradient in the first step")
 
-    def _save(self, checkpoints: Checkpoints, number: int) -> None:
+    def _save(self, number: int) -> None:
         self.saved_at = time.monotonic()
         applied = number - self.meter.totals.skipped
-        if not applied:
-            return  # nothing has changed yet, and there are no moments
+        if self.checkpoints is None or not applied:
+            return  # without an applied step nothing has changed yet, and there are no moments
         weights = gather_weights(self.parameters, self.trainable.names)
-        checkpoints.save(number, self.engine, weights, {"meter": self.meter.state(), "applied": applied})
+        self.checkpoints.save(number, self.engine, weights, {"meter": self.meter.state(), "applied": applied})
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from vrray.data.schedule import Schedule, Step, prefetched
 from vrray.errors import TrainingError
 from vrray.specs import PACK_SHARES
 from vrray.train.checkpoint import Checkpoints
-from vrray.train.desk import Cancelled, Report
+from vrray.train.desk import Cancelled, Paused, Report
 from vrray.train.dryrun import fitting_micro_batch, is_out_of_memory, largest_divisor, out_of_memory
 from vrray.train.execution import RUNG, RUNG_SCORE
 from vrray.train.loop import (
@@ -55,7 +55,7 @@ def train_pack(
         reports, checkpoints_of: for each training, what `train` takes.
 
     Returns:
-        For each training what `train` returns; the error that ended it; or None where nobody wants it any more.
+        For each training what `train` returns; the error that ended it; or None where it was stopped or paused.
 
     Raises:
         TrainingError: the recipes do not go together, or not even one row of each fits into memory.
@@ -95,7 +95,7 @@ class _Member:
 
     Attributes:
         done: steps.
-        left: it was stopped or has failed.
+        left: it was stopped, paused or has failed.
         fresh: no step was taken yet in this run.
         norm, applied: of the last step: of its gradients, and whether they were finite.
     """
@@ -103,11 +103,11 @@ class _Member:
     training: Training
     own: Adapted
     meter: Meter
-    guard: SkipGuard
     report: Report
     steps: int
     done: int = 0
     left: bool = False
+    paused: bool = False
     fresh: bool = True
     norm: float = 0.0
     applied: bool = True
@@ -115,25 +115,22 @@ class _Member:
     checkpoints: Checkpoints | None = None
     saved_at: float = field(default_factory=time.monotonic)
     schedule: Schedule = field(init=False)
+    guard: SkipGuard = field(init=False)
     optimizer: TrialOptimizer = field(init=False)
 
     @classmethod
     def begin(cls, workspace: Workspace, training: Training, report: Report) -> _Member:
         recipe, steps = training.recipe, training.recipe.steps(len(training.rows))
         own = Adapted.begin(workspace.model, training.region, recipe, training.seed * 1_000)
-        meter = Meter(workspace.device, workspace.world, steps, own.flops_per_token)
-
-        def say(text: str) -> None:
-            report({"say": text})
-
-        guard = SkipGuard(training.execution.max_skipped, steps, recipe.learning_rate, say)
-        return cls(training, own, meter, guard, report, steps)
+        return cls(training, own, Meter(workspace.device, workspace.world, steps, own.flops_per_token), report, steps)
 
     def start(self, workspace: Workspace, micro_batch: int, checkpoints: Checkpoints | None) -> None:
         """Go on from the newest checkpoint, or begin."""
         recipe, parts = self.training.recipe, self.own.trainable
         order = (recipe.global_batch, self.steps, self.training.seed, recipe.group_by_length)
         self.schedule = Schedule(self.training.rows, *order, workspace.rank, workspace.world, micro_batch)
+        limit, rate = self.training.execution.max_skipped, recipe.learning_rate
+        self.guard = SkipGuard(limit, self.steps, rate, lambda text: self.tell({"say": text}))
         self.checkpoints = checkpoints
         saved = None if checkpoints is None else checkpoints.newest()
         for name, tensor in saved.weights.items() if saved else ():
@@ -153,11 +150,13 @@ class _Member:
         return not self.left and self.done in self.training.execution.rungs and len(self.training.asked) >= world
 
     def tell(self, metrics: dict[str, Any]) -> None:
-        """Report; whoever answers that nobody wants the trial any more makes it leave."""
+        """Report; the trial leaves where the answer is that nobody wants it any more, or that it is to pause."""
         try:
             self.report(metrics)
         except Cancelled:
             self.left = True
+        except Paused:
+            self.left = self.paused = self.done < self.steps  # else the delta is there as soon as a checkpoint would be
 
     def update(self, step: Step, losses: torch.Tensor) -> None:
         """Take an optimizer step with the gradients of its rows.
@@ -177,20 +176,21 @@ class _Member:
                 self.guard.skipped(self.done, step, list(losses))
         except TrainingError as error:
             self.failure, self.left = error, True
-        except Cancelled:
-            self.left = True
 
     def measure(self, loss: float, measured: Totals) -> None:
         """Note the step just taken, and report it."""
+        if self.failure is not None:
+            return
+        measured = replace(measured, skipped=int(not self.applied))
+        self.meter.take(loss, measured)
         if not self.left:
-            measured = replace(measured, skipped=int(not self.applied))
-            self.meter.take(loss, measured)
             self.tell(self.meter.of_step(measured, self.optimizer.rates, self.norm))
 
     def save_when_due(self) -> None:
         """Write a checkpoint; the same on every rank, so rank 0 alone calls it."""
         execution, skipped = self.training.execution, self.meter.totals.skipped
-        if self.checkpoints is None or not self.active or not checkpoint_due(execution, self.done, self.saved_at):
+        due = self.paused or (self.active and checkpoint_due(execution, self.done, self.saved_at))
+        if self.checkpoints is None or not due:
             return
         self.saved_at = time.monotonic()
         if self.done > skipped:
@@ -290,6 +290,8 @@ class _Pack:
             self.module.choose([number])
             score = answer_likelihood(self.workspace, self.module, member.training.asked, self.micro_batch)
             member.tell({RUNG: member.done, RUNG_SCORE: score})
+            if member.paused and self.workspace.rank == 0:
+                member.save_when_due()
         if due:
             self.module.choose(numbers)
 

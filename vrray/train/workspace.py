@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vrray.claims import Claims
 from vrray.data.chunks import FeatureChunk
 from vrray.data.features import CachedFeatures, LiveFeatures
 from vrray.data.images import Images
@@ -34,8 +35,12 @@ class Workspace:
     rank: int
     world: int
     template: str = "chat"
+    run: str = "a run"
     _features: CachedFeatures | LiveFeatures | None = None
     _source: object = None
+
+    def __post_init__(self) -> None:
+        self.claims = Claims(self.store, self.run)
 
     @classmethod
     def set_up(cls, setup: Setup) -> Workspace:
@@ -48,7 +53,8 @@ class Workspace:
         if setup.liger:
             fuse_kernels(model, gpu=gpu)
         store, processor = Store(setup.store_uri), load_processor(path)
-        return cls(store, model, processor, setup.base, device, dist.get_rank(), dist.get_world_size(), setup.template)
+        group = (device, dist.get_rank(), dist.get_world_size())
+        return cls(store, model, processor, setup.base, *group, setup.template, setup.run)
 
     def use_cached(self, chunks: Sequence[FeatureChunk]) -> None:
         """Map the features of these chunks; what is mapped already stays."""
