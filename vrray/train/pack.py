@@ -55,7 +55,7 @@ def train_pack(
         reports, checkpoints_of: for each training, what `train` takes.
 
     Returns:
-        For each training what `train` returns; the error that ended it; or None where nobody wants it any more.
+        For each training what `train` returns; the error that ended it; or None where it was stopped or paused.
 
     Raises:
         TrainingError: the recipes do not go together, or not even one row of each fits into memory.
@@ -103,7 +103,6 @@ class _Member:
     training: Training
     own: Adapted
     meter: Meter
-    guard: SkipGuard
     report: Report
     steps: int
     done: int = 0
@@ -116,25 +115,22 @@ class _Member:
     checkpoints: Checkpoints | None = None
     saved_at: float = field(default_factory=time.monotonic)
     schedule: Schedule = field(init=False)
+    guard: SkipGuard = field(init=False)
     optimizer: TrialOptimizer = field(init=False)
 
     @classmethod
     def begin(cls, workspace: Workspace, training: Training, report: Report) -> _Member:
         recipe, steps = training.recipe, training.recipe.steps(len(training.rows))
         own = Adapted.begin(workspace.model, training.region, recipe, training.seed * 1_000)
-        meter = Meter(workspace.device, workspace.world, steps, own.flops_per_token)
-
-        def say(text: str) -> None:
-            report({"say": text})
-
-        guard = SkipGuard(training.execution.max_skipped, steps, recipe.learning_rate, say)
-        return cls(training, own, meter, guard, report, steps)
+        return cls(training, own, Meter(workspace.device, workspace.world, steps, own.flops_per_token), report, steps)
 
     def start(self, workspace: Workspace, micro_batch: int, checkpoints: Checkpoints | None) -> None:
         """Go on from the newest checkpoint, or begin."""
         recipe, parts = self.training.recipe, self.own.trainable
         order = (recipe.global_batch, self.steps, self.training.seed, recipe.group_by_length)
         self.schedule = Schedule(self.training.rows, *order, workspace.rank, workspace.world, micro_batch)
+        limit, rate = self.training.execution.max_skipped, recipe.learning_rate
+        self.guard = SkipGuard(limit, self.steps, rate, lambda text: self.tell({"say": text}))
         self.checkpoints = checkpoints
         saved = None if checkpoints is None else checkpoints.newest()
         for name, tensor in saved.weights.items() if saved else ():
@@ -180,16 +176,14 @@ class _Member:
                 self.guard.skipped(self.done, step, list(losses))
         except TrainingError as error:
             self.failure, self.left = error, True
-        except Cancelled:
-            self.left = True
-        except Paused:
-            self.left = self.paused = True
 
     def measure(self, loss: float, measured: Totals) -> None:
         """Note the step just taken, and report it."""
+        if self.failure is not None:
+            return
+        measured = replace(measured, skipped=int(not self.applied))
+        self.meter.take(loss, measured)
         if not self.left:
-            measured = replace(measured, skipped=int(not self.applied))
-            self.meter.take(loss, measured)
             self.tell(self.meter.of_step(measured, self.optimizer.rates, self.norm))
 
     def save_when_due(self) -> None:
@@ -296,6 +290,8 @@ class _Pack:
             self.module.choose([number])
             score = answer_likelihood(self.workspace, self.module, member.training.asked, self.micro_batch)
             member.tell({RUNG: member.done, RUNG_SCORE: score})
+            if member.paused and self.workspace.rank == 0:
+                member.save_when_due()
         if due:
             self.module.choose(numbers)
 
