@@ -10,6 +10,7 @@ import pytest
 
 from vrray.errors import StoreError
 from vrray.store import MARKER, Store, content_key
+from vrray.sweep.live import LiveState, published
 from vrray.upkeep.garbage import Garbage, find_garbage, remove_garbage
 from vrray.upkeep.inventory import take_inventory
 
@@ -90,8 +91,9 @@ def test_what_a_crash_left_behind_goes(store: Store) -> None:
     left = {
         f"delta/{USED}/{ATTEMPT}": "was not committed",  # of another writer, which came second
         f"delta/{UNUSED}/{ATTEMPT}": "was not committed",
-        "sweeps/one/table.parquet.89abcdef.tmp": "is half-written",
-        f"delta/{UNUSED}/{MARKER}.89abcdef.tmp": "is half-written",
+        "sweeps/one/table.parquet.89abcdef.tmp": "was left behind",
+        f"delta/{UNUSED}/{MARKER}.89abcdef.tmp": "was left behind",
+        f"claim/{UNUSED}/claim.json": "was left behind",
     }
     for name, why in left.items():
         store.write_text(f"{name}/a.txt" if why == "was not committed" else name, "half")
@@ -163,5 +165,18 @@ def test_what_was_written_anew_meanwhile_stays(tmp_path: Path) -> None:
 def test_a_run_without_a_record_is_refused(store: Store) -> None:
     put(store, "delta", UNUSED)
     store.write_text("sweeps/old/table.parquet", "rows")
-    with pytest.raises(StoreError, match=r"what sweeps/old uses is not recorded.*run it again .* or delete its folder"):
+    with pytest.raises(StoreError, match=r"what sweeps/old uses is not recorded; run it again .* or delete"):
         found(store)
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_while_a_sweep_is_prepared_nothing_is_judged(store: Store, ran_before: bool) -> None:
+    """What it will use is in its record only when all is prepared."""
+    put(store, "delta", UNUSED)
+    if ran_before:
+        record(store, "sweeps/now")
+    with published(store, "now", LiveState()):
+        with pytest.raises(StoreError, match=r"sweeps/now is being prepared; wait until it trains"):
+            found(store)
+        record(store, "sweeps/now", finished=False, began=time.time() + 3600)
+        assert names(store) == {f"delta/{UNUSED}": "no run uses it"}

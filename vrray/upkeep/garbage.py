@@ -1,7 +1,7 @@
 """What nobody uses any more, and removing it.
 
 Whatever goes can be computed again: artefacts that no run has recorded, attempts to write one that were not committed,
-half-written files, Ray's files of ended runs. Tables, reports, votes and all that vrray did not name stay.
+files that a crash left behind, Ray's files of ended runs. Tables, reports, votes and all that vrray did not name stay.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vrray.upkeep.records import RAY
 
 _DELTA, _CHECKPOINT = "delta", "checkpoint"  # of modules that take torch along
 _CLOCKS_DIFFER_SECONDS = 60.0  # of a driver and a store; S3 also gives whole seconds only
-Why = Literal["no run uses it", "was not committed", "is half-written", "its run has ended"]
+Why = Literal["no run uses it", "was not committed", "was left behind", "its run has ended"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def users(inventory: Inventory, artefact: Artefact) -> list[str]:
     """
     kind, runs = artefact.kind, inventory.runs
     if kind == _CHECKPOINT:
-        kind, runs = _DELTA, [run for run in runs if run.state != "finished"]
+        kind, runs = _DELTA, [run for run in runs if run.record and not run.record.finished]
     return [run.name for run in runs if run.record and artefact.owner in run.record.keys.get(kind, ())]
 
 
 def _remove(store: Store, item: Garbage) -> bool:
-    if item.why == "is half-written":
+    if item.why == "was left behind":
         store.remove(item.name)
         return True
     if max((file.changed for file in store.files(item.name)), default=math.inf) > item.changed:
@@ -94,12 +94,16 @@ def _remove(store: Store, item: Garbage) -> bool:
 
 
 def _check_recorded(store: Store, inventory: Inventory) -> None:
-    unknown = [run.name for run in inventory.runs if run.record is None]
-    if unknown:
+    """Refuse to judge where a run that is being prepared, or that an older version ran, has not recorded what it uses."""
+    if unknown := [run.name for run in inventory.runs if run.state == "unknown"]:
         raise StoreError(
-            f"{store.uri}: what {', '.join(unknown)} uses is not recorded, for an older version ran it; run it again "
-            "with the same options, which trains nothing again, or delete its folder"
+            f"{store.uri}: what {', '.join(unknown)} uses is not recorded; run it again with the same options, which "
+            "trains nothing again, or delete its folder"
         )
+    if early := [
+        run.name for run in inventory.runs if run.state == "running" and run.record not in inventory.unfinished
+    ]:
+        raise StoreError(f"{store.uri}: {', '.join(early)} is being prepared; wait until it trains")
 
 
 def _unused(inventory: Inventory) -> Iterator[Garbage]:
@@ -129,7 +133,7 @@ def _uncommitted(store: Store, inventory: Inventory) -> Iterator[Garbage]:
 
 def _leftovers(inventory: Inventory) -> Iterator[Garbage]:
     for file in inventory.leftovers:
-        yield _garbage(file.name, "is half-written", [file])
+        yield _garbage(file.name, "was left behind", [file])
 
 
 def _garbage(name: str, why: Why, files: Sequence[File]) -> Garbage:
