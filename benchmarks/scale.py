@@ -122,10 +122,10 @@ def _measure(trials: int, storage: str) -> dict[str, float]:
 
 
 def _timed(function: Callable[..., Any], phase: str, seconds: dict[str, float]) -> Callable[..., Any]:
-    def timed(*arguments: Any) -> Any:
+    def timed(*arguments: Any, **options: Any) -> Any:
         began = time.perf_counter()
         try:
-            return function(*arguments)
+            return function(*arguments, **options)
         finally:
             seconds[phase] += time.perf_counter() - began
 
