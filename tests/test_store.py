@@ -356,6 +356,25 @@ def test_a_plain_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytes
     assert store.read_bytes("table") == b"new content"
 
 
+def test_a_reader_sees_the_old_content_or_the_new_one_also_on_s3(remote: Store) -> None:
+    contents = [f"{number};".encode() * (1 + number % 2 * 5) for number in range(100)]
+    remote.write_bytes("live.json", contents[0])
+    done = threading.Event()
+
+    def keep_writing() -> None:
+        for content in contents:
+            remote.write_bytes("live.json", content)
+        done.set()
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    seen = set()
+    while not done.is_set():
+        seen.add(remote.read_bytes("live.json"))
+    writer.join()
+    assert len(seen) > 1 and seen <= set(contents)
+
+
 def test_a_store_travels_to_other_processes(store: Store) -> None:
     store.put("kind", "k", writing(a="one"))
     assert pickle.loads(pickle.dumps(store)).has("kind", "k")

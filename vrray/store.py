@@ -29,6 +29,7 @@ from vrray.patience import patient
 
 MARKER = "COMMITTED.json"
 _CHUNK = 8 << 20
+_READS = 50  # of a file that changes while it is read
 _OBJECT_STORES = ("s3", "gcs")
 _OTHER_HASH = "another SHA-256"
 
@@ -271,11 +272,20 @@ class Store:
         Raises:
             StoreError: there is no such file.
         """
+        path = self._path(name)
         try:
-            with self._fs.open_input_file(self._path(name)) as stream:
-                return bytes(stream.read())
+            for _ in range(_READS):
+                with self._fs.open_input_file(path) as stream:
+                    version, data = stream.metadata(), bytes(stream.read())
+                if self.is_local:
+                    return data
+                # pyarrow asks S3 for the size first, and then takes that many bytes of whatever is there by then.
+                with self._fs.open_input_file(path) as stream:
+                    if stream.metadata() == version:
+                        return data
         except FileNotFoundError:
             raise StoreError(f"{self.uri}: there is no {name}") from None
+        raise StoreError(f"{self.location(name)} is written anew faster than it can be read")
 
     def stamp(self, name: str) -> tuple[int, int] | None:
         """Time of the last change (ns since the epoch) and size of one file; None when there is no such file."""

@@ -94,16 +94,15 @@ def _remove(store: Store, item: Garbage) -> bool:
 
 
 def _check_recorded(store: Store, inventory: Inventory) -> None:
-    """Refuse to judge where a run has not recorded what it uses: one in preparation, or of an older version."""
+    """Refuse to judge where a run has not recorded what it uses: an older version ran it, or it is being prepared."""
     if unknown := [run.name for run in inventory.runs if run.state == "unknown"]:
         raise StoreError(
             f"{store.uri}: what {', '.join(unknown)} uses is not recorded; run it again with the same options, which "
             "trains nothing again, or delete its folder"
         )
-    if early := [
-        run.name for run in inventory.runs if run.state == "running" and run.record not in inventory.unfinished
-    ]:
-        raise StoreError(f"{store.uri}: {', '.join(early)} is being prepared; wait until it trains")
+    running = [run for run in inventory.runs if run.state == "running"]
+    if early := [run.name for run in running if run.record is None or run.record.finished]:
+        raise StoreError(f"{store.uri}: {', '.join(early)} is starting or ending; wait until it trains or is over")
 
 
 def _unused(inventory: Inventory) -> Iterator[Garbage]:
