@@ -9,7 +9,8 @@ INSTALLED := $(VENV)/.installed
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: sweep dashboard test check bench bench-train bench-data bench-layers bench-search bench-eval clean
+.PHONY: sweep dashboard test check bench bench-train bench-pack bench-data bench-layers bench-search bench-eval \
+	bench-scale clean
 
 sweep: $(INSTALLED)
 	$(BIN)/python jobs/sweep.py $(ARGS)
@@ -25,10 +26,13 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-train bench-data bench-layers bench-search bench-eval
+bench: bench-train bench-pack bench-data bench-layers bench-search bench-eval
 
 bench-train: $(INSTALLED)
 	$(BIN)/python -m benchmarks.training $(ARGS)
+
+bench-pack: $(INSTALLED)
+	$(BIN)/python -m benchmarks.packing $(ARGS)
 
 bench-data: $(INSTALLED)
 	$(BIN)/python -m benchmarks.data $(ARGS)
@@ -39,6 +43,9 @@ bench-layers: $(INSTALLED)
 
 bench-eval: $(INSTALLED)
 	$(BIN)/python -m benchmarks.evaluation $(ARGS)
+
+bench-scale: $(INSTALLED)
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-search: $(INSTALLED)
 	$(BIN)/python -m benchmarks.search $(ARGS)

@@ -166,7 +166,8 @@ def _workspace(model: Path, store: str, precision: Any) -> Any:
 
     rows, images = demo_rows(model)
     workspace = Workspace.set_up(Setup(store, str(model), base_identity(model), precision))
-    names, photos = list(images), Images({"": next(iter(images.values())).parents[2]})
+    names, (name, path) = list(images), next(iter(images.items()))
+    photos = Images({"": path.parents[len(Path(name).parts) - 1]})
     chunks = plan_chunks(names, content_hashes(photos, names), tower_identity(model))
     if workspace.rank == 0:
         tower, processor = workspace.model.model.vision_tower, workspace.processor.image_processor

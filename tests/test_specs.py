@@ -93,6 +93,11 @@ def test_counts_stay_apart_from_fractions(name: str, given: Any, kept: int | flo
         ({"name": "../x"}, "option name: .*pattern"),
         ({"placements": "all"}, r"option placements: .*valid list \(got 'all'\)"),
         ({"trials": 4}, "trials goes with search random or optuna"),
+        ({"pack": 2}, "pack 2 is not possible: trials tune full parameters, which differ; use mode lora"),
+        ({"pack": 2, "mode": "lora", "packing": True}, "pack 2 is not possible: packing puts .*; leave it away"),
+        ({"pack": 2, "mode": "lora", "compile": True}, "pack 2 is not possible: compiled layers"),
+        ({"pack": 2, "mode": "lora", "frozen": "partitioned"}, "pack 2 is not possible: .* leave frozen partitioned"),
+        ({"pack": 0}, "option pack: .*greater than 0"),
         ({"workers": 10_007}, r"global_batch \d+ is not a multiple of workers 10007"),
         ({"workers": 2, "global_batch": 5}, "global_batch 5 is not a multiple of workers 2"),
         ({"data": ["demo", "my.json"]}, "data demo cannot be mixed"),
@@ -282,6 +287,14 @@ def test_rankings_and_targets_are_read_as_they_are_typed() -> None:
     spec = SweepSpec.parse(options)
     assert (spec.prune, spec.protect) == (["score>=95%"], "region")
     assert SweepSpec.parse({"protect": "4, 0"}).protect == "0,4"
+
+
+def test_a_pack_is_read_as_it_is_typed() -> None:
+    lora = {"mode": "lora"}
+    assert [SweepSpec.parse(lora | {"pack": pack}).pack for pack in ("auto", "4", 4, 1)] == ["auto", 4, 4, 1]
+    full = SweepSpec.parse({"pack": 1})
+    assert (SweepSpec.parse({}).pack, full.pack, full.never_packs() is None) == ("auto", 1, False)
+    assert SweepSpec.parse(lora).never_packs() is None
 
 
 def test_a_search_has_an_end() -> None:

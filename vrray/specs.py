@@ -7,7 +7,16 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vrray.budget import read_duration
 from vrray.errors import RegionError, SpecError
@@ -62,7 +71,12 @@ class Recipe(Frozen):
             return self.max_steps
         return max(1, round(self.epochs * rows / self.global_batch))
 
+    def packs_with(self, other: Recipe) -> bool:
+        """Whether trials of the two recipes can share a base at the same time."""
+        return self.mode == "lora" and all(getattr(self, name) == getattr(other, name) for name in PACK_SHARES)
 
+
+PACK_SHARES = ("mode", "global_batch", "lora_rank", "lora_alpha", "lora_dropout", "precision")
 SMOL_RECIPE = Recipe(
     mode="full",
     learning_rate=3e-4,
@@ -262,6 +276,11 @@ class SweepSpec(RunSpec):
         allow_inf_nan=False,
         description="GPU hours of this run's workers while they are at work; then trainings are paused",
     )
+    pack: Literal["auto"] | PositiveInt = Field(
+        "auto",
+        description="LoRA trials that share a worker group and its frozen base at the same time; auto: as many as "
+        "memory holds and are worth it",
+    )
     name: str = Field("sweep", pattern=NAME, description="the sweep's folder in the store")
     quick: bool = Field(False, description="a small sweep: two placements, two pruning plans, fewer steps and examples")
 
@@ -333,6 +352,24 @@ class SweepSpec(RunSpec):
         if self.search == "grid" and self.trials is not None:
             raise ValueError("trials goes with search random or optuna; a grid runs every combination")
         return self
+
+    @model_validator(mode="after")
+    def _check_pack(self) -> Self:
+        if self.pack != "auto" and self.pack > 1 and (why := self.never_packs()):
+            raise ValueError(f"pack {self.pack} is not possible: {why}")
+        return self
+
+    def never_packs(self) -> str | None:
+        """Why trials of these options cannot share a base at the same time; None where they can."""
+        if self.recipe().mode != "lora":
+            return "trials tune full parameters, which differ; use mode lora"
+        if self.packing:
+            return "packing puts the rows of all trials into one sequence; leave it away"
+        if self.compile:
+            return "compiled layers would be compiled again for each set of trials; leave compile away"
+        if self.frozen == "partitioned":
+            return "the base that trials share is resident; leave frozen partitioned away"
+        return None
 
     @property
     def most_trials(self) -> int:

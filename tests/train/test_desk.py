@@ -36,6 +36,15 @@ def desk_with(*jobs: Named, max_failures: int = 0) -> Desk:
     return desk
 
 
+def given(desk: Desk, group: str, number: int) -> Any:
+    """The one job that a group runs at a number, "close", or None."""
+    jobs = desk.jobs(group, number)
+    if isinstance(jobs, list):
+        (job,) = jobs
+        return job
+    return jobs
+
+
 def outcome(desk: Desk, job: Named) -> tuple[bool, str | None]:
     """Whether a job has ended, and with what failure."""
     return desk.follow(job.key)[1:]
@@ -43,12 +52,12 @@ def outcome(desk: Desk, job: Named) -> tuple[bool, str | None]:
 
 def test_every_rank_of_a_group_gets_the_same_jobs() -> None:
     desk = desk_with(A, B, C)
-    assert [desk.job("g", 0), desk.job("g", 0)] == [A, A]
-    assert desk.job("other", 0) == B
-    assert [desk.job("g", 1), desk.job("g", 1), desk.job("g", 0)] == [C, C, A]
-    assert desk.job("g", 2) is None
+    assert [given(desk, "g", 0), given(desk, "g", 0)] == [A, A]
+    assert given(desk, "other", 0) == B
+    assert [given(desk, "g", 1), given(desk, "g", 1), given(desk, "g", 0)] == [C, C, A]
+    assert given(desk, "g", 2) is None
     desk.close()
-    assert [desk.job("g", 2), desk.job("g", 1)] == ["close", C]  # a slow rank still gets what the others got
+    assert [given(desk, "g", 2), given(desk, "g", 1)] == ["close", C]  # a slow rank still gets what the others got
 
 
 def test_reports_are_followed_to_the_end() -> None:
@@ -110,52 +119,52 @@ def test_the_first_failure_ends_the_following(no_ray: None) -> None:
 
 def test_a_job_is_in_line_once() -> None:
     desk = desk_with(A, A)
-    assert (desk.job("g", 0), desk.job("g", 1)) == (A, None)
+    assert (given(desk, "g", 0), given(desk, "g", 1)) == (A, None)
     desk.submit(A)  # by a driver that was started anew, while it runs
-    assert desk.job("g", 1) is None
+    assert given(desk, "g", 1) is None
     desk.end("a")
     desk.submit(A)  # it has ended: somebody wants it again
-    assert desk.job("g", 1) == A
+    assert given(desk, "g", 1) == A
     assert outcome(desk, A) == (False, None)
 
 
 def test_a_job_that_raised_is_not_repeated() -> None:
     desk = desk_with(A, B, max_failures=3)
-    assert desk.job("g", 0) == A
+    assert given(desk, "g", 0) == A
     desk.end("a", "DataError: image x.png cannot be read")
     assert desk.group_failed("g", "DataError: image x.png cannot be read")
     assert outcome(desk, A) == (True, "DataError: image x.png cannot be read")
-    assert [desk.job("next", 0), desk.job("next", 1)] == [B, None]
+    assert [given(desk, "next", 0), given(desk, "next", 1)] == [B, None]
 
 
 def test_a_job_that_raised_is_not_repeated_when_tune_asks_again() -> None:
     desk = desk_with(A, max_failures=3)
-    desk.job("g", 0)
+    given(desk, "g", 0)
     desk.end("a", "ValueError: wrong")
     desk.submit(A)  # before the group's end is known
     assert desk.group_failed("g", "ValueError: wrong")
     desk.submit(A)
-    assert desk.job("next", 0) is None
+    assert given(desk, "next", 0) is None
     assert desk.follow("a") == ([], True, "ValueError: wrong")
 
 
 def test_a_lost_job_is_put_back_first_in_line() -> None:
     desk = desk_with(A, B, C, max_failures=1)
-    assert desk.job("g", 0) == A
+    assert given(desk, "g", 0) == A
     assert desk.group_failed("g", "the node is gone")
     (report,), ended, failure = desk.follow("a")
     assert "the node is gone" in str(report.values())
     assert (ended, failure) == (False, None)
-    assert [desk.job("next", number) for number in range(4)] == [A, B, C, None]
+    assert [given(desk, "next", number) for number in range(4)] == [A, B, C, None]
 
 
 def test_only_what_a_lost_group_was_at_is_repeated() -> None:
     desk = desk_with(A, B, C, max_failures=1)
-    assert (desk.job("g", 0), desk.job("other", 0)) == (A, B)
+    assert (given(desk, "g", 0), given(desk, "other", 0)) == (A, B)
     desk.end("a")
-    assert desk.job("g", 1) == C
+    assert given(desk, "g", 1) == C
     assert desk.group_failed("g", "the node is gone")
-    assert [desk.job("next", 0), desk.job("next", 1)] == [C, None]
+    assert [given(desk, "next", 0), given(desk, "next", 1)] == [C, None]
     assert [outcome(desk, job) for job in (A, B, C)] == [(True, None), (False, None), (False, None)]
 
 
@@ -163,21 +172,21 @@ def test_only_what_a_lost_group_was_at_is_repeated() -> None:
 def test_a_job_that_is_lost_too_often_ends(max_failures: int) -> None:
     desk = desk_with(A, max_failures=max_failures)
     for attempt in range(max_failures):
-        assert desk.job(f"g{attempt}", 0) == A
+        assert given(desk, f"g{attempt}", 0) == A
         assert desk.group_failed(f"g{attempt}", f"node {attempt} is gone")
         assert outcome(desk, A) == (False, None)
-    assert desk.job("last", 0) == A
+    assert given(desk, "last", 0) == A
     assert desk.group_failed("last", "the last node is gone")  # the group is started anew: others may be in line
     ended, failure = outcome(desk, A)
     assert ended
     assert failure == f"its workers were lost {max_failures + 1} times, at last: the last node is gone"
-    assert desk.job("next", 0) is None
+    assert given(desk, "next", 0) is None
 
 
 def test_losses_are_counted_for_each_job() -> None:
     desk = desk_with(A, B, max_failures=1)
     for job, group in ((A, "first"), (A, "second"), (B, "third"), (B, "fourth")):
-        assert desk.job(group, 0) == job
+        assert given(desk, group, 0) == job
         assert outcome(desk, job) == (False, None)
         desk.group_failed(group, "gone")
     assert outcome(desk, A)[0] and outcome(desk, B)[0]
@@ -185,13 +194,13 @@ def test_losses_are_counted_for_each_job() -> None:
 
 def test_a_node_without_memory_left_is_not_tried_again() -> None:
     desk = desk_with(A, B, max_failures=3)
-    assert desk.job("g", 0) == A
+    assert given(desk, "g", 0) == A
     assert desk.group_failed("g", "OutOfMemoryError: the node is low on memory")
     ended, failure = outcome(desk, A)
     assert ended and failure is not None
     assert failure.startswith("OutOfMemoryError: the node is low on memory; a worker's node ran out of memory")
     assert "--micro-batch" in failure
-    assert desk.job("next", 0) == B
+    assert given(desk, "next", 0) == B
 
 
 def test_a_first_group_that_cannot_start_breaks_the_desk() -> None:
@@ -201,14 +210,14 @@ def test_a_first_group_that_cannot_start_breaks_the_desk() -> None:
     assert [outcome(desk, job) for job in (A, B)] == [broken, broken]
     desk.submit(C)
     assert outcome(desk, C) == broken
-    assert desk.job("late", 0) is None
+    assert given(desk, "late", 0) is None
 
 
 def test_later_groups_may_fail_to_start_some_times_in_a_row() -> None:
     desk = desk_with(A, B, C, max_failures=2)
-    assert desk.job("good", 0) == A
+    assert given(desk, "good", 0) == A
     assert [desk.group_failed(name, "no room") for name in ("x", "y")] == [True, True]
-    assert desk.job("good", 1) == B  # the count starts anew
+    assert given(desk, "good", 1) == B  # the count starts anew
     assert [desk.group_failed(name, "no room") for name in ("x", "y", "z")] == [True, True, False]
     assert outcome(desk, C) == (True, "workers could not start: no room")
     assert [outcome(desk, job) for job in (A, B)] == [(False, None)] * 2  # a group is at them
@@ -216,26 +225,26 @@ def test_later_groups_may_fail_to_start_some_times_in_a_row() -> None:
 
 def test_a_cancelled_job() -> None:
     desk = desk_with(A, B)
-    assert desk.job("g", 0) == A
+    assert given(desk, "g", 0) == A
     desk.cancel("a")
     desk.cancel("b")
     assert desk.post("a", {"step": 1}) == "cancel"  # the group learns of it at its next report
-    assert desk.job("g", 1) is None
+    assert given(desk, "g", 1) is None
     assert outcome(desk, B) == (True, "cancelled")
     desk.submit(B)
-    assert desk.job("g", 1) == B
+    assert given(desk, "g", 1) == B
 
 
 def test_a_desk_that_is_stopped() -> None:
     desk = desk_with(A, B, C)
-    assert [desk.job("g", 0), desk.job("other", 0)] == [A, B]
+    assert [given(desk, "g", 0), given(desk, "other", 0)] == [A, B]
     desk.end("b")
     desk.close()
     assert desk.post("a", {"step": 1}) == "go on"  # closed, it lets what runs come to its end
     desk.stop()
     assert desk.post("a", {"step": 2}) == "pause"
     assert desk.post("a", {"answered": 2}) == "cancel"
-    assert [desk.job("g", 1), desk.job("other", 1)] == ["close", "close"]
+    assert [given(desk, "g", 1), given(desk, "other", 1)] == ["close", "close"]
     assert [outcome(desk, job) for job in (A, B, C)] == [(True, "cancelled"), (True, None), (True, "cancelled")]
 
 
@@ -258,13 +267,13 @@ def test_when_the_time_is_over_trainings_are_paused_and_all_else_is_done(monkeyp
     desk = Desk(0, Budget(seconds=60), elapsed=20.0)
     for job in (A, B):
         desk.submit(job)
-    assert (desk.job("g", 0), desk.post("a", {BEGINS: "a"}), desk.post("a", {"step": 1})) == (A, "go on", "go on")
+    assert (given(desk, "g", 0), desk.post("a", {BEGINS: "a"}), desk.post("a", {"step": 1})) == (A, "go on", "go on")
     now[0] = 40.0
     assert desk.spent() == "--max-time 1m reached"
     assert (desk.post("a", {"step": 2}), desk.post("a", {"evaluated": 0})) == ("pause", "go on")
     desk.end("a")
     assert desk.follow("a") == ([{"step": 1}, {"step": 2}, {"evaluated": 0}], True, None)
-    assert (desk.job("g", 1), desk.post("b", {BEGINS: "b"})) == (B, "pause")
+    assert (given(desk, "g", 1), desk.post("b", {BEGINS: "b"})) == (B, "pause")
 
 
 def test_gpu_time_counts_while_groups_are_at_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,11 +284,11 @@ def test_gpu_time_counts_while_groups_are_at_jobs(monkeypatch: pytest.MonkeyPatc
         desk.submit(job)
     now[0] = 5000.0
     assert desk.spent() is None  # nobody has worked yet
-    desk.job("g", 0)
+    given(desk, "g", 0)
     now[0] = 5600.0
     desk.group_failed("g", "gone")  # 600 s were worked, and A waits
     now[0] = 9000.0
-    assert [desk.job("x", 0), desk.job("y", 0)] == [A, B]
+    assert [given(desk, "x", 0), given(desk, "y", 0)] == [A, B]
     now[0] = 9500.0
     desk.end("a")
     assert desk.spent() is None  # 1600 s so far
@@ -293,28 +302,28 @@ def test_a_deferred_job_comes_again_after_the_others(monkeypatch: pytest.MonkeyP
     now = [0.0]
     monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])
     desk = desk_with(A, B, max_failures=1)
-    assert desk.job("g", 0) == A
+    assert given(desk, "g", 0) == A
     desk.defer("g", "a", "waits for another")
-    assert [desk.job("g", 1), desk.job("g", 2)] == [B, None]  # not at once
+    assert [given(desk, "g", 1), given(desk, "g", 2)] == [B, None]  # not at once
     now[0] = 10.0
-    assert desk.job("g", 2) == A
+    assert given(desk, "g", 2) == A
     desk.defer("g", "a", "waits for another")
     assert desk.follow("a") == ([{"say": "waits for another"}], False, None)  # said once
     assert desk.group_failed("g", "gone")
     now[0] = 20.0
-    assert [desk.job("h", number) for number in range(3)] == [B, A, None]  # what was deferred was not lost
+    assert [given(desk, "h", number) for number in range(3)] == [B, A, None]  # what was deferred was not lost
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_a_deferred_job_that_nobody_wants_or_can_pay_does_not_come_again(cancelled: bool) -> None:
     desk = Desk(0, None if cancelled else Budget(seconds=10), elapsed=20)
     desk.submit(A)
-    assert desk.job("g", 0) == A
+    assert given(desk, "g", 0) == A
     if cancelled:
         desk.cancel("a")
     desk.defer("g", "a", "waits for another")
     assert outcome(desk, A) == (True, "cancelled" if cancelled else None)
-    assert desk.job("g", 1) is None
+    assert given(desk, "g", 1) is None
 
 
 @pytest.mark.parametrize(
@@ -352,3 +361,108 @@ def test_a_peer_that_is_really_gone() -> None:
 def test_an_error_in_one_line() -> None:
     assert error_line(ValueError("first\n  the point of it \n\n")) == "ValueError: the point of it"
     assert error_line(KeyError()) == "KeyError: no message"
+
+
+@dataclass(frozen=True)
+class Packed(Named):
+    """A job of which `room` run at once with others of its kind."""
+
+    kind: str = "lora"
+    room: int = 3
+
+    def packs_with(self, other: Any) -> bool:
+        return isinstance(other, Packed) and other.kind == self.kind
+
+    def run_pack(self, workspace: Any, jobs: Any, reports: Any) -> dict[str, str]:
+        raise NotImplementedError
+
+
+P, Q, R, S = (Packed(key) for key in "pqrs")
+OTHER = Packed("other", "full")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that have passed, to be set."""
+    now = [100.0]
+    monkeypatch.setattr(desk_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_jobs_of_a_kind_are_given_together(clock: list[float]) -> None:
+    desk = desk_with(P, A, OTHER, Q, R, S)
+    assert [desk.jobs("g", 0), desk.jobs("g", 0)] == [[P, Q, R]] * 2
+    assert desk.jobs("other", 0) == [A]
+    assert desk.jobs("g", 1) is None  # two more may still come
+    clock[0] += 11
+    assert [desk.jobs("g", 1), desk.jobs("other", 1), desk.jobs("other", 2)] == [[OTHER], [S], None]
+
+
+def test_a_pack_waits_until_no_more_come(clock: list[float]) -> None:
+    desk = desk_with(P)
+    clock[0] += 9
+    desk.submit(Q)
+    clock[0] += 9
+    assert desk.jobs("g", 0) is None
+    clock[0] += 2
+    assert desk.jobs("g", 0) == [P, Q]
+    assert desk_with(Packed("single", room=1)).jobs("g", 0) == [Packed("single", room=1)]
+
+
+def test_packed_jobs_go_on_alone(clock: list[float]) -> None:
+    desk = desk_with(P, Q, R, A)
+    assert desk.jobs("g", 0) == [P, Q, R]
+    desk.cancel("q")
+    desk.unpack("g", 0, {"r": "the loss is not finite"})
+    assert [outcome(desk, job) for job in (P, Q, R)] == [
+        (False, None),
+        (True, "cancelled"),
+        (True, "the loss is not finite"),
+    ]
+    desk.submit(S)
+    assert [given(desk, "g", 1), given(desk, "other", 0)] == [P, A]  # S does not join P
+    desk.end("p")
+    assert desk.group_failed("g", "gone")
+    assert outcome(desk, P) == (True, None)
+
+
+def test_a_pack_that_fails_is_taken_apart(clock: list[float]) -> None:
+    desk = desk_with(P, Q, R)
+    assert desk.jobs("g", 0) == [P, Q, R]
+    for _ in range(2):  # each rank says so
+        desk.unpack("g", 0, {}, "OutOfMemoryError: no memory")
+    assert desk.group_failed("g", "OutOfMemoryError: no memory")
+    assert [given(desk, "next", number) for number in range(4)] == [P, Q, R, None]
+    reports, ended, failure = desk.follow("p")
+    assert "one by one: OutOfMemoryError: no memory" in reports[0]["say"]
+    assert (len(reports), ended, failure) == (1, False, None)
+
+
+def test_a_pack_that_is_lost_is_given_again(clock: list[float]) -> None:
+    desk = desk_with(P, Q, R, max_failures=1)
+    assert desk.jobs("g", 0) == [P, Q, R]
+    desk.end("q")
+    assert desk.group_failed("g", "the node is gone")
+    clock[0] += 11
+    assert desk.jobs("next", 0) == [P, R]
+    assert desk.group_failed("next", "again")
+    assert [outcome(desk, job)[0] for job in (P, Q, R)] == [True] * 3
+
+
+def test_a_pack_that_takes_too_much_memory_of_its_node_is_taken_apart(clock: list[float]) -> None:
+    desk = desk_with(P, Q)
+    clock[0] += 11
+    assert desk.jobs("g", 0) == [P, Q]
+    assert desk.group_failed("g", "OutOfMemoryError: the node is low on memory")
+    assert [outcome(desk, job) for job in (P, Q)] == [(False, None)] * 2
+    assert [given(desk, "next", number) for number in range(3)] == [P, Q, None]
+
+
+def test_a_stopped_job_that_is_wanted_again_is_in_line_once(clock: list[float]) -> None:
+    desk = desk_with(P, Q, R)
+    desk.jobs("g", 0)
+    desk.cancel("q")
+    desk.submit(Q)
+    desk.unpack("g", 0, {})
+    clock[0] += 11
+    assert [given(desk, "g", number) for number in (1, 2, 3, 4)] == [P, R, Q, None]

@@ -17,6 +17,7 @@ from vrray.train.memory import (
     choose_memory,
     delta_bytes,
     estimate_memory,
+    estimate_pack,
     logits_bytes,
     trained_parameters,
 )
@@ -155,6 +156,20 @@ def test_adapters_alone_have_gradients_and_an_optimizer() -> None:
     found = estimate(LORA, zero=0, workers=8, gpu=True)
     assert found.frozen == 2 * (SHAPE.total - SHAPE.projector)
     assert (found.trained, found.optimizer) == (2 * 2 * adapters, 16 * adapters)
+
+
+def test_trials_in_a_pack_share_the_base_alone() -> None:
+    def pack(*regions: Region, gpu: bool = True) -> MemoryEstimate:
+        return estimate_pack(SHAPE, regions, LORA, micro_batch=4, tokens=700, recomputed=0, gpu=gpu)
+
+    one, large = pack(REGION), pack(place("all", 32))
+    assert one == estimate(LORA, zero=0, workers=1, gpu=True)
+    both = pack(REGION, place("all", 32))
+    assert (both.frozen, both.overhead) == (one.frozen, one.overhead)
+    for part in ("trained", "optimizer", "activations"):
+        assert getattr(both, part) == getattr(one, part) + getattr(large, part) > 0
+    assert pack(*[REGION] * 8).total < 8 * one.total
+    assert pack(REGION, gpu=False).total > one.total  # copies on the host are the worker's own
 
 
 def test_sizes_beside_the_estimate() -> None:

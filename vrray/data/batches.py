@@ -39,6 +39,7 @@ class Batch:
         input_ids, attention_mask: `[rows, tokens]`, padded on the right; packed: `[1, tokens of all rows]`, no mask.
         position_ids: packed only: `[1, tokens]`, from 0 in each row, which is how attention tells the rows apart.
         features: `[images, image tokens, width]`, in the order of the rows; empty when no row has an image.
+        images: how many of these each row has.
         positions: flat indices into `[rows * tokens]` whose hidden state predicts a supervised token.
         targets: the tokens to predict there.
     """
@@ -47,6 +48,7 @@ class Batch:
     attention_mask: torch.Tensor | None
     position_ids: torch.Tensor | None
     features: torch.Tensor
+    images: tuple[int, ...]
     positions: torch.Tensor
     targets: torch.Tensor
 
@@ -119,6 +121,7 @@ def collate(
         None if packing else mask.view(shape).to(device),
         places.view(shape).to(device) if packing else None,
         stacked.to(device),
+        tuple(len(row.images) for row in rows),
         torch.tensor(positions, device=device),
         torch.tensor(targets, device=device),
     )

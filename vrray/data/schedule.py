@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -57,7 +57,7 @@ class Schedule:
             yield Step([self.rows[row] for row in batch], parts)
 
 
-def prefetched(make: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Iterator[Result]:
+def prefetched(make: Callable[[Item], Result], items: Iterable[Item], ahead: int = 2) -> Generator[Result, None, None]:
     """`make(item)` of every item in order, made in a thread while the caller is busy with those before."""
     with ThreadPoolExecutor(1, thread_name_prefix="vrray-data") as pool:
         waiting: deque[Future[Result]] = deque()

@@ -129,7 +129,11 @@ def vision_tower(model: nn.Module) -> Any:
 def project_features(model: nn.Module, features_INW: torch.Tensor) -> torch.Tensor:
     """Embeddings `[I, N, H]` of features in any precision, with the model's projector and in its precision."""
     family = family_of(model.config)
-    projector = model.get_submodule(family.projector)
+    return project_with(family, model.get_submodule(family.projector), features_INW)
+
+
+def project_with(family: Family, projector: nn.Module, features_INW: torch.Tensor) -> torch.Tensor:
+    """The same with a projector that need not be the model's own."""
     weight = next(projector.parameters())
     return family.project(projector, features_INW.to(weight.device, weight.dtype))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from vrray.data.chunks import FeatureChunk
 from vrray.data.images import Images
 from vrray.data.tasks import TaskExamples
 from vrray.sweep.trial import Measuring, Site, Trial
-from vrray.train.desk import Report
+from vrray.train.desk import Job, Report
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,25 @@ class TrialJob:
         from vrray.sweep.work import run_trial
 
         run_trial(workspace, self, report)
+
+    @property
+    def room(self) -> int:
+        return self.site.execution.pack if len(self.trial.region) and self.trial.recipe.mode == "lora" else 1
+
+    def packs_with(self, other: Job) -> bool:
+        """Trials of one sweep have their base, rows and start in common; only such are at one desk."""
+        return (
+            isinstance(other, TrialJob)
+            and other.room > 1
+            and (other.site.base, other.trial.rows, other.trial.start)
+            == (self.site.base, self.trial.rows, self.trial.start)
+            and self.trial.recipe.packs_with(other.trial.recipe)
+        )
+
+    def run_pack(self, workspace: Any, jobs: Sequence[TrialJob], reports: Sequence[Report]) -> dict[str, str]:
+        from vrray.sweep.work import train_trials
+
+        return train_trials(workspace, jobs, reports)
 
 
 @dataclass(frozen=True)

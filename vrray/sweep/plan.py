@@ -8,6 +8,7 @@ from vrray.data.features import KIND as FEATURES
 from vrray.errors import ClusterError
 from vrray.specs import HELD_OUT
 from vrray.store import Store
+from vrray.sweep.packs import PackChoice
 from vrray.sweep.prepare import Prepared
 from vrray.sweep.trial import DELTA, Site, Trial, is_complete
 from vrray.train.launch import Capacity
@@ -32,8 +33,14 @@ def refuse_too_large(prepared: Prepared, capacity: Capacity) -> None:
         )
 
 
-def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacity: Capacity, at_once: int) -> str:
-    """The plan in a few lines."""
+def plan_text(
+    store: Store, prepared: Prepared, trials: Sequence[Trial], capacity: Capacity, at_once: int, pack: PackChoice
+) -> str:
+    """The plan in a few lines.
+
+    Args:
+        at_once: worker groups that the cluster has room for.
+    """
     spec, site = prepared.spec, prepared.site
     choice = prepared.choice
     missing = [trial for trial in trials if not is_complete(store, site, trial)]
@@ -46,6 +53,7 @@ def plan_text(store: Store, prepared: Prepared, trials: Sequence[Trial], capacit
         *_trials_line(prepared, trials, missing, trainings),
         f"workers: {spec.workers} a trial, {at_once} trial(s) at once on {capacity.cpus:g} CPUs and "
         f"{capacity.gpus:g} GPUs; DeepSpeed ZeRO stage {choice.zero}, {prepared.precision}",
+        *([pack.text()] if len(missing) > 1 or _finds_trials(prepared) else []),
         f"memory: frozen weights {'resident' if choice.resident else 'partitioned'}, {choice.recomputed} of "
         f"{prepared.shape.depth} layers recompute activations ({choice.reason})",
         f"vision features: {'computed once and stored' if prepared.features.cached else 'computed in every step'} "

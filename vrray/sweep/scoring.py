@@ -63,7 +63,7 @@ def _ready(session: Session, of: str, *, trains: bool) -> tuple[Session, str | N
     if trains:
         session = session.started()
         (trial,) = session.trials
-        for report in follow(session.workers.desk, TrialJob(session.prepared.site.without_tasks(), trial)):
+        for report in follow(session.workers.desk, TrialJob(session.prepared.site.for_one(), trial)):
             session.progress.update(trial.region.name, report)
         return session, trial.key
     if of == "projector":

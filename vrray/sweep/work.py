@@ -6,7 +6,7 @@ Everything finished goes into the store under its key and is found there by a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,7 @@ from vrray.sweep.trial import (
     SCORES,
     Evaluating,
     Measuring,
+    Remembering,
     Site,
     Trial,
     Work,
@@ -47,9 +48,10 @@ from vrray.sweep.trial import (
     scores_key,
 )
 from vrray.train.checkpoint import KIND as CHECKPOINT
-from vrray.train.desk import BEGINS, Deferred, Report
+from vrray.train.desk import BEGINS, Cancelled, Deferred, Paused, Report, error_line
 from vrray.train.loop import Trained, Training, train
 from vrray.train.measure import json_number
+from vrray.train.pack import train_pack
 from vrray.train.workspace import Workspace
 from vrray.variant import Delta, applied, changes, load_delta
 
@@ -90,7 +92,7 @@ def _claimed(workspace: Workspace, key: str) -> Iterator[None]:
 
 
 def _run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
-    site, trial, store = job.site, job.trial, workspace.store
+    site, trial, store = job.site, job.trial, Remembering(workspace.store)
 
     def following() -> Work | None:
         return agreed(workspace, lambda: next_work(store, site, trial))
@@ -109,6 +111,41 @@ def _run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
                     _evaluate(workspace, work, site.select)
                     report({"evaluated": len(work.removed)})
                 work = following()
+
+
+def train_trials(workspace: Workspace, jobs: Sequence[TrialJob], reports: Sequence[Report]) -> dict[str, str]:
+    """Train at the same time what the store does not hold of several LoRA trials; by key, why one failed.
+
+    Fewer than two are left to `run_trial`, which goes on with each.
+    """
+    with ExitStack() as stack:
+        ours = [number for number, job in enumerate(jobs) if _begins(workspace, stack, job, reports[number])]
+        if len(ours) < 2:
+            return {}
+        jobs, reports = [jobs[number] for number in ours], [reports[number] for number in ours]
+        _use_features(workspace, jobs[0].site)
+        trainings = [_training(workspace, job.site, job.trial) for job in jobs]
+        with _delta_applied(workspace, jobs[0].trial.start):
+            outcomes = train_pack(workspace, trainings, reports, [job.key for job in jobs])
+        failures = {}
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Trained):
+                _keep(workspace, job.site, job.trial, outcome, zero=0)
+            elif outcome is not None:
+                failures[job.key] = error_line(outcome)
+        return failures
+
+
+def _begins(workspace: Workspace, stack: ExitStack, job: TrialJob, report: Report) -> bool:
+    """Whether a training is lacking and begins here; its claim is kept until the stack ends."""
+    if agreed(workspace, lambda: workspace.store.has(DELTA, job.trial.key)):
+        return False
+    try:
+        report({BEGINS: job.trial.key})
+        stack.enter_context(_claimed(workspace, job.trial.key))
+    except (Cancelled, Deferred, Paused):
+        return False
+    return True
 
 
 def measure_scores(workspace: Workspace, job: ScoresJob, report: Report) -> None:
@@ -136,25 +173,34 @@ def _use_features(workspace: Workspace, site: Site) -> None:
 
 def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> None:
     report({BEGINS: trial.key})
-    rows = _open_rows(workspace, trial.rows)
-    region, left = trial.region, _left(trial.region.depth, trial.removed)
+    training = _training(workspace, site, trial)
+    with _delta_applied(workspace, trial.start), _without(workspace, trial.removed):
+        trained = train(workspace, training, report, checkpoints_of=trial.key)
+    _keep(workspace, site, trial, trained, site.execution.zero)
+
+
+def _training(workspace: Workspace, site: Site, trial: Trial) -> Training:
+    region = trial.region
     if trial.removed:
+        left = _left(region.depth, trial.removed)
         places = tuple(left.index(layer) for layer in region.layers if layer in left)
         region = Region(places, len(left), "explicit") if places else Region.none(len(left))
     asked: list[Row] = []
     # Neither stage 1, nor the ceiling, nor what follows a finished training is stopped on the way.
     if site.execution.rungs and 0 < len(trial.region) < trial.region.depth and not trial.removed:
         asked = _example_rows(workspace, site, "visual") or _example_rows(workspace, site, "textual")
-    training = Training(rows, region, trial.recipe, trial.seed, site.execution, asked)
-    with _delta_applied(workspace, trial.start), _without(workspace, trial.removed):
-        trained = train(workspace, training, report, checkpoints_of=trial.key)
+    return Training(_open_rows(workspace, trial.rows), region, trial.recipe, trial.seed, site.execution, asked)
+
+
+def _keep(workspace: Workspace, site: Site, trial: Trial, trained: Trained, zero: int) -> None:
+    """Put what was trained into the store."""
     if workspace.rank == 0:
-        delta = _delta(workspace, trained, trial, left, site.base)
+        delta = _delta(workspace, trained, trial, site.base)
         about = {
             **{name: json_number(value) for name, value in trained.metrics.items()},
             "losses": [json_number(loss) for loss in trained.losses],
             "world": workspace.world,
-            "zero": site.execution.zero,
+            "zero": zero,
             "delta_bytes": sum(tensor.nbytes for tensor in delta.tensors.values()),
         }
         workspace.store.put(DELTA, trial.key, delta.save, about)
@@ -162,10 +208,10 @@ def _train(workspace: Workspace, site: Site, trial: Trial, report: Report) -> No
     dist.barrier()
 
 
-def _delta(workspace: Workspace, trained: Trained, trial: Trial, left: Sequence[int], base: str) -> Delta:
+def _delta(workspace: Workspace, trained: Trained, trial: Trial, base: str) -> Delta:
     """The delta to the base: its layers are numbered as there, also where some were gone in the training."""
     recipe, path = trial.recipe, family_of(workspace.model.config).layers
-    tensors = in_base(trained.tensors, path, left)
+    tensors = in_base(trained.tensors, path, _left(trial.region.depth, trial.removed))
     lora = recipe.mode == "lora" and len(trial.region) > 0
     rank, alpha = (recipe.lora_rank, recipe.lora_alpha) if lora else (0, 0)
     delta = Delta(tensors, trial.region, base, "lora" if lora else "full", rank, alpha)

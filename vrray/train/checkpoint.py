@@ -50,6 +50,7 @@ class Checkpoints:
     """The checkpoints of one training.
 
     Args:
+        world: how many ranks hold a shard: the first ones. One is enough where each holds the whole optimizer.
         layout: how the optimizer is sharded; a shard only fits the layout that it was saved with.
     """
 
@@ -77,7 +78,7 @@ class Checkpoints:
         about = self._store.describe(self._kind(step), _name(0, world))
         shard = None
         if about["layout"] == self._layout:
-            with self._store.open(self._kind(step), _name(self._rank, world)) as folder:
+            with self._store.open(self._kind(step), _name(self._rank % world, world)) as folder:
                 shard = load_file(folder / _SHARD)
         return Saved(step, weights, shard, about)
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import ray
 
@@ -20,6 +20,7 @@ from vrray.errors import TrainingError
 _IDLE_SECONDS = 0.2
 _DEFERRED_SECONDS = 5.0
 _ABANDONED_SECONDS = 60.0
+_GATHER_SECONDS = 10.0  # a driver of Tune's takes some seconds to start on a busy machine
 _CANCELLED = "cancelled"
 Report = Callable[[dict[str, Any]], None]
 Verdict = Literal["go on", "pause", "cancel"]
@@ -40,6 +41,24 @@ class Job(Protocol):
         Raises:
             Cancelled, Paused: by `report`, on all ranks.
             Deferred: the job is to come again later.
+        """
+
+
+@runtime_checkable
+class Packable(Job, Protocol):
+    """A job that a group can do the first part of for several of its kind at once."""
+
+    @property
+    def room(self) -> int:
+        """How many that may be, this one among them."""
+
+    def packs_with(self, other: Job) -> bool: ...
+
+    def run_pack(self, workspace: Any, jobs: Sequence[Job], reports: Sequence[Report]) -> dict[str, str]:
+        """Run the first part of jobs that pack with this one; a report that raises `Cancelled` ends its own job only.
+
+        Returns:
+            By key, why a job failed. Each other one goes on alone.
         """
 
 
@@ -86,13 +105,15 @@ class Desk:
         self._max_failures = max_failures
         self._budget = budget or Budget()
         self._start = time.monotonic() - elapsed
-        self._begun: dict[str, float] = {}  # when a group took the jobs that are going
+        self._begun: dict[str, float] = {}  # by group at work, since when
         self._busy = 0.0
         self._failures: dict[str, int] = {}
         self._failed_starts: int | None = None  # in a row; None until a group has started
         self._waiting: list[Job] = []
         self._not_before: dict[str, float] = {}  # when a job that was deferred may come again
-        self._taken: dict[str, list[Job | None]] = {}  # by group; None for what was deferred
+        self._arrived = 0.0  # when the last job came
+        self._taken: dict[str, list[list[Job]]] = {}  # by group, what it was given at each time it asked
+        self._alone: set[str] = set()  # jobs that are not packed, or not any more
         self._reports: dict[str, list[dict[str, Any]]] = {}
         self._ended: dict[str, str | None] = {}
         self._followed: dict[str, float] = {}
@@ -109,25 +130,59 @@ class Desk:
         self._ended.pop(job.key, None)
         if self._broken is None:
             self._waiting.append(job)
+            self._arrived = time.monotonic()
         else:
             self.end(job.key, self._broken)
 
-    def job(self, group: str, number: int) -> Job | str | None:
-        """The group's job of that number: the same for every rank that asks; "close" at the end; None to wait."""
+    def jobs(self, group: str, number: int) -> list[Job] | str | None:
+        """What the group runs at that number: the same for every rank that asks; "close" at the end; None to wait.
+
+        It is one job, or several that pack. A pack that is not full waits until no job has come for some seconds.
+        """
         taken = self._taken.setdefault(group, [])
         if number < len(taken):
             return taken[number]
+        self._pause_clock(group)
         if self._closed:
             return "close"
         now = time.monotonic()
-        job = next((job for job in self._waiting if self._not_before.get(job.key, now) <= now), None)
-        if job is None:
+        ready = [job for job in self._waiting if self._not_before.get(job.key, now) <= now]
+        if not ready:
             return None
-        self._waiting.remove(job)
-        taken.append(job)
-        self._begun[job.key] = now
+        pack, room = self._pack(ready)
+        if len(pack) < room and now - self._arrived < _GATHER_SECONDS:
+            return None
+        self._waiting = [job for job in self._waiting if job not in pack]
+        taken.append(pack)
+        if number > 1:  # no rank is further behind
+            taken[number - 2] = [job for job in taken[number - 2] if job.key not in self._ended]
+        self._begun[group] = now
         self._failed_starts = 0
-        return job
+        return pack
+
+    def _pack(self, ready: Sequence[Job]) -> tuple[list[Job], int]:
+        """The first of the jobs that may begin, with those that pack with it, and how many may."""
+        first = ready[0]
+        if first.key in self._alone or not isinstance(first, Packable):
+            return [first], 1
+        others = [job for job in ready[1:] if job.key not in self._alone and first.packs_with(job)]
+        return [first, *others][: first.room], first.room
+
+    def unpack(self, group: str, number: int, failures: Mapping[str, str], reason: str | None = None) -> None:
+        """End the jobs of a pack that have failed; each other one goes on alone, first in line.
+
+        Args:
+            reason: why the pack as a whole did not come to its end.
+        """
+        pack, self._taken[group][number] = self._taken[group][number], []
+        for key, failure in failures.items():
+            self.end(key, failure)
+        again = {job.key for job in self._waiting}  # stopped, and wanted once more before the pack noticed
+        left = [job for job in pack if job.key not in self._ended and job.key not in again]
+        for job in left if reason else ():
+            self._reports[job.key].append({"say": f"the trials in its pack go on one by one: {reason}"})
+        self._alone.update(job.key for job in left)
+        self._waiting = [*left, *self._waiting]
 
     def post(self, key: str, metrics: dict[str, Any]) -> Verdict:
         """Take in a report; what becomes of the job."""
@@ -147,23 +202,21 @@ class Desk:
         return self._budget.reached(now - self._start, self._busy + going)
 
     def end(self, key: str, failure: str | None = None) -> None:
-        self._leave(key)
         self._ended.setdefault(key, failure)
 
-    def _leave(self, key: str) -> None:
-        """Count the time of the group that was at a job."""
+    def _pause_clock(self, group: str) -> None:
+        """A group is at work from what it is given until it asks for more."""
         now = time.monotonic()
-        self._busy += now - self._begun.pop(key, now)
+        self._busy += now - self._begun.pop(group, now)
 
     def defer(self, group: str, key: str, reason: str) -> None:
         """Put the job that a group has begun back in line, behind the others; once the budget is spent, end it."""
-        self._leave(key)
         taken = self._taken[group]
-        (place,) = [place for place, job in enumerate(taken) if job is not None and job.key == key]
-        job, taken[place] = taken[place], None
+        (place,) = [place for place, jobs in enumerate(taken) if [job.key for job in jobs] == [key]]
+        (job,), taken[place] = taken[place], []
         if key in self._ended or self.spent():
             self.end(key)
-        elif job is not None:
+        else:
             if key not in self._not_before:
                 self._reports[key].append({"say": reason})
             self._not_before[key] = time.monotonic() + _DEFERRED_SECONDS
@@ -177,9 +230,13 @@ class Desk:
         very first group fails before it takes a job, the next one would fail too, and every job ends; later on, a node
         may just have been lost.
         """
+        self._pause_clock(group)
+        for number, pack in enumerate(self._taken.get(group, [])):
+            if len(pack) > 1 and "OutOfMemory" in reason:
+                self.unpack(group, number, {}, reason)
         taken = self._taken.pop(group, [])
-        for job in taken:
-            if job is not None and job.key not in self._ended:
+        for job in reversed([job for pack in taken for job in pack]):
+            if job.key not in self._ended:
                 self._lose(job, reason)
         if taken:
             return True
@@ -193,7 +250,6 @@ class Desk:
         return False
 
     def _lose(self, job: Job, reason: str) -> None:
-        self._leave(job.key)
         self._failures[job.key] = self._failures.get(job.key, 0) + 1
         if "OutOfMemory" in reason:
             self.end(job.key, f"{reason}; a worker's node ran out of memory: lower --micro-batch or --workers a node")
@@ -266,26 +322,48 @@ def serve(config: dict[str, Any]) -> None:
     desk, group, setup = config["desk"], config["group"], config["setup"]
     workspace = Workspace.set_up(setup)
     number = 0
-    while (job := ray.get(desk.job.remote(group, number))) != "close":
-        if job is None:
+    while (jobs := ray.get(desk.jobs.remote(group, number))) != "close":
+        if jobs is None:
             time.sleep(_IDLE_SECONDS)
             continue
+        reports = [_reporter(desk, job.key, workspace) for job in jobs]
+        if len(jobs) == 1:
+            _run(desk, group, jobs[0], workspace, reports[0])
+        else:
+            _run_pack(desk, jobs, workspace, reports, (group, number))
         number += 1
-        try:
-            job.run(workspace, _reporter(desk, job.key, workspace))
-        except (Cancelled, Paused):
-            pass
-        except Deferred as deferred:
-            if workspace.rank == 0:
-                ray.get(desk.defer.remote(group, job.key, str(deferred)))
-            continue
-        except Exception as error:
-            # Said here, because a job that raises must not be repeated, as one whose workers died is.
-            if not _lost_a_peer(error):
-                ray.get(desk.end.remote(job.key, error_line(error)))
-            raise
+
+
+def _run(desk: Any, group: str, job: Job, workspace: Any, report: Report) -> None:
+    try:
+        job.run(workspace, report)
+    except (Cancelled, Paused):
+        pass
+    except Deferred as deferred:
         if workspace.rank == 0:
-            ray.get(desk.end.remote(job.key))
+            ray.get(desk.defer.remote(group, job.key, str(deferred)))
+        return
+    except Exception as error:
+        # Said here, because a job that raises must not be repeated, as one whose workers died is.
+        if not _lost_a_peer(error):
+            ray.get(desk.end.remote(job.key, error_line(error)))
+        raise
+    if workspace.rank == 0:
+        ray.get(desk.end.remote(job.key))
+
+
+def _run_pack(
+    desk: Any, jobs: Sequence[Packable], workspace: Any, reports: Sequence[Report], taken: tuple[str, int]
+) -> None:
+    try:
+        failures = jobs[0].run_pack(workspace, jobs, reports)
+    except Exception as error:
+        # What the jobs cannot do together, each may do alone.
+        if not _lost_a_peer(error):
+            ray.get(desk.unpack.remote(*taken, {}, error_line(error)))
+        raise
+    if workspace.rank == 0:
+        ray.get(desk.unpack.remote(*taken, failures))
 
 
 def _lost_a_peer(error: BaseException) -> bool:

@@ -12,7 +12,6 @@ from torch import nn
 from vrray.data.batches import collate
 from vrray.data.rows import Row, lengths_of
 from vrray.errors import TrainingError
-from vrray.train.loss import SupervisedLoss
 from vrray.train.workspace import Workspace, peak_mib
 
 _MARGIN = 256 << 20  # bytes for what a dry run does not hold: batches put together ahead, buckets, fragmentation
@@ -20,7 +19,7 @@ _MARGIN = 256 << 20  # bytes for what a dry run does not hold: batches put toget
 
 def fitting_micro_batch(
     workspace: Workspace,
-    module: SupervisedLoss,
+    module: nn.Module,
     rows: Sequence[Row],
     micro_batch: int,
     share: int,
@@ -28,6 +27,7 @@ def fitting_micro_batch(
     packing: bool,
     reserve: int,
     say: Callable[[str], None],
+    trials: int = 1,
 ) -> int:
     """The largest micro-batch, from `micro_batch` downwards, whose longest rows go forward and backward on every rank.
 
@@ -38,6 +38,7 @@ def fitting_micro_batch(
         packing: rows are packed into one sequence, as they will be.
         reserve: bytes that the optimizer will take and that must stay free.
         say: tells the user something; called on all ranks.
+        trials: that share the base, each with a micro-batch of that size.
 
     Raises:
         TrainingError: not even one row fits; with figures and what to change.
@@ -46,26 +47,27 @@ def fitting_micro_batch(
     by_length = [rows[int(place)] for place in longest_first]
     while True:
         longest = by_length[:micro_batch]
-        if _all_ranks(workspace, _runs(workspace, module, longest, packing, reserve)):
+        if _all_ranks(workspace, _runs(workspace, module, longest * trials, packing, reserve)):
             return micro_batch
         tokens = max(len(row.ids) for row in longest)
         if micro_batch == 1:
-            raise out_of_memory(workspace, micro_batch, tokens)
+            raise out_of_memory(workspace, micro_batch, tokens, trials)
         smaller = largest_divisor(share, micro_batch // 2)
         say(
-            f"out of memory with a micro-batch of {micro_batch} rows of {tokens} tokens; going on with {smaller} rows "
-            f"and {share // smaller} micro-batches a step, the global batch stays the same"
+            f"out of memory with a micro-batch of {micro_batch} rows of {tokens} tokens{_each(trials)}; going on with "
+            f"{smaller} rows and {share // smaller} micro-batches a step, the global batch stays the same"
         )
         micro_batch = smaller
 
 
-def out_of_memory(workspace: Workspace, micro_batch: int, tokens: int | None = None) -> TrainingError:
+def out_of_memory(workspace: Workspace, micro_batch: int, tokens: int | None = None, trials: int = 1) -> TrainingError:
     """The error for a training that does not fit, with its figures and what to change."""
     length = "" if tokens is None else f" of {tokens} tokens"
-    smaller = f"a --micro-batch below {micro_batch}, " if micro_batch > 1 else ""
+    smaller = f"--pack below {trials}, " if trials > 1 else ""
+    smaller += f"a --micro-batch below {micro_batch}, " if micro_batch > 1 else ""
     peak = peak_mib(workspace.device)
     return TrainingError(
-        f"out of memory with {micro_batch} row(s){length} a worker at once (peak {peak:.0f} MiB); "
+        f"out of memory with {micro_batch} row(s){length}{_each(trials)} a worker at once (peak {peak:.0f} MiB); "
         f"use {smaller}--activation-checkpointing all, --frozen partitioned, more --workers, --mode lora, or fewer "
         f"--layers"
     )
@@ -84,12 +86,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _runs(workspace: Workspace, module: SupervisedLoss, rows: Sequence[Row], packing: bool, reserve: int) -> bool:
+def _each(trials: int) -> str:
+    return f", for each of {trials} trials" if trials > 1 else ""
+
+
+def _runs(workspace: Workspace, module: nn.Module, rows: Sequence[Row], packing: bool, reserve: int) -> bool:
     try:
         with torch.random.fork_rng(devices=[workspace.device] if workspace.device.type == "cuda" else []):
             kept_free = torch.empty(reserve + _MARGIN, dtype=torch.uint8, device=workspace.device)
             batch = collate(rows, workspace.features, workspace.padding_id, workspace.device, packing=packing)
-            module(batch, 1.0).backward()
+            module(batch, 1.0).sum().backward()
             del kept_free
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

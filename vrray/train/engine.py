@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import get_cosine_schedule_with_warmup
 
 from vrray.models.loading import decoder_layers
 from vrray.specs import Recipe
 from vrray.train.execution import Execution
 from vrray.train.loss import SupervisedLoss
+from vrray.train.optimizer import ClippedAdamW, adamw, cosine_schedule
 from vrray.train.trainable import Trainable
 
 _PERSISTENT = 10**12  # more parameters than any model has: every one stays gathered
@@ -100,20 +99,12 @@ def started_engine(
     for name, tensor in (weights or {}).items():
         parameters[name].data.copy_(tensor)
     deepspeed = import_deepspeed()
-    groups: list[dict[str, Any]] = [
-        {"params": [parameters[name] for layer in trainable.region.values() for name in layer]},
-        {"params": [parameters[name] for name in trainable.projector], "lr": recipe.projector_learning_rate},
-    ]
-    kind = _ClippedAdamW if _steps_itself(recipe, execution.zero) else torch.optim.AdamW
-    optimizer = kind(
-        [group for group in groups if group["params"]],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    if isinstance(optimizer, _ClippedAdamW):
+    kind = ClippedAdamW if _steps_itself(recipe, execution.zero) else torch.optim.AdamW
+    region = [parameters[name] for layer in trainable.region.values() for name in layer]
+    optimizer = adamw(kind, region, [parameters[name] for name in trainable.projector], recipe)
+    if isinstance(optimizer, ClippedAdamW):
         optimizer.clip = recipe.gradient_clip
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(recipe.warmup_ratio * steps), steps)
+    schedule = cosine_schedule(optimizer, recipe, steps)
     config = deepspeed_config(recipe, execution, accumulation, sum(p.numel() for p in originals))
     # ZeRO-3 hooks into a decoder layer as a whole, not into each of its modules.
     layers = list({type(layer) for layer in decoder_layers(module.lvlm)})
@@ -190,23 +181,6 @@ class GradientWatch:
             self._seen[name] = gradient.any() | self._seen.get(name, torch.zeros((), device=gradient.device)).bool()
 
         return hook
-
-
-class _ClippedAdamW(torch.optim.AdamW):
-    """AdamW that clips and skips what is not finite by itself, as DeepSpeed's optimizers do.
-
-    DeepSpeed uses a plain optimizer as it is under ZeRO stage 0 in float32; it reads `overflow` and the norm.
-    """
-
-    clip: float
-    overflow: bool = False
-    _global_grad_norm: float = 0.0
-
-    def step(self, closure: Any = None) -> Any:
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        self._global_grad_norm = float(nn.utils.clip_grad_norm_(parameters, self.clip))
-        self.overflow = not math.isfinite(self._global_grad_norm)
-        return None if self.overflow else super().step(closure)
 
 
 def _steps_itself(recipe: Recipe, zero: int) -> bool:

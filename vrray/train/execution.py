@@ -22,6 +22,7 @@ class Execution:
         checkpoint_seconds, checkpoint_steps: a checkpoint is due after either.
         max_skipped: steps in a row that may be skipped because the loss is not finite.
         compile: torch.compile each decoder layer.
+        pack: how many LoRA trials share a worker group and its base at the same time, at most.
         rungs: the steps after which a training says how well it answers, so that weak ones can be stopped.
     """
 
@@ -34,4 +35,5 @@ class Execution:
     checkpoint_steps: int | None = None
     max_skipped: int = 5
     compile: bool = False
+    pack: int = 1
     rungs: tuple[int, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -92,9 +92,9 @@ def train(workspace: Workspace, training: Training, report: Report, checkpoints_
     torch.manual_seed(training.seed * 1_000 + workspace.rank)  # dropout differs between ranks
     with ExitStack() as stack:
         trainable = stack.enter_context(choose_trainable(workspace.model, training.region, recipe))
-        _say_what_trains(workspace, training, trainable)
+        say_what_trains(workspace, training, trainable)
         stack.enter_context(tower_aside(workspace.model))
-        stack.enter_context(_training_mode(workspace.model, training.region, execution))
+        stack.enter_context(training_mode(workspace.model, training.region.layers, execution))
         module = SupervisedLoss(workspace.model)
         parameters = dict(workspace.model.named_parameters())
         steps = recipe.steps(len(training.rows))
@@ -144,7 +144,7 @@ class _Run:
     def all_steps(self, report: Report, saved: Saved | None) -> None:
         begin = 0 if saved is None else saved.step
         if saved is not None:
-            report({"say": self._resume(saved)})
+            report({"say": resumed(self.engine, self.meter, saved, self.schedule.count)})
         parts = (part for step in self.schedule.steps(begin) for part in step.micro_batches)
         micro_batches = prefetched(self._collate, parts)
         self.engine.train()
@@ -164,7 +164,8 @@ class _Run:
             if due and not last:
                 self._save(number)
             if number in self.execution.rungs and len(self.asked) >= self.workspace.world:
-                report({RUNG: number, RUNG_SCORE: self._answer_likelihood()})
+                size = self.schedule.micro_batch
+                report({RUNG: number, RUNG_SCORE: answer_likelihood(self.workspace, self.engine, self.asked, size)})
 
     def _step(
         self, number: int, step: Step, micro_batches: Iterator[Batch], *, first: bool
@@ -187,7 +188,7 @@ class _Run:
             if watch is not None and place == accumulation - 1:
                 self._check_gradients(watch)
             self.engine.step()
-        due = self.workspace.rank == 0 and self._is_due(number)
+        due = self.workspace.rank == 0 and checkpoint_due(self.execution, number, self.saved_at)
         total, slots, due = self._summed(torch.stack(losses).sum(), slots, due)
         applied = self.engine.was_step_applied()
         if applied:
@@ -197,26 +198,6 @@ class _Run:
         seconds = time.perf_counter() - began
         counts = (len(step.rows), step.tokens, step.supervised_tokens, slots)
         return total, Totals(seconds, *counts, waited, int(not applied)), due
-
-    @torch.no_grad()
-    def _answer_likelihood(self) -> float:
-        """The mean probability of the tokens of the asked answers, a geometric mean.
-
-        Every rank takes equally many rows, and calls the model equally often.
-        """
-        rank, world = self.workspace.rank, self.workspace.world
-        rows = self.asked[: len(self.asked) // world * world][rank::world]
-        size = self.schedule.micro_batch
-        sums = torch.zeros(2, dtype=torch.float64, device=self.workspace.device)
-        self.engine.eval()
-        for start in range(0, len(rows), size):
-            batch = collate(
-                rows[start : start + size], self.workspace.features, self.workspace.padding_id, self.workspace.device
-            )
-            sums += torch.stack([self.engine(batch, 1.0).double(), sums.new_tensor(len(batch.targets))])
-        self.engine.train()
-        dist.all_reduce(sums)
-        return math.exp(-float(sums[0] / sums[1]))
 
     def _summed(self, loss: torch.Tensor, slots: int, due: bool) -> tuple[float, int, bool]:
         """The loss, the positions computed, and whether a checkpoint is due, summed over the ranks at once."""
@@ -243,11 +224,6 @@ class _Run:
             if name not in trained and (parameter.requires_grad or parameter.grad is not None):
                 raise TrainingError(f"{name} is frozen but received a gradient in the first step")
 
-    def _is_due(self, number: int) -> bool:
-        every = self.execution.checkpoint_steps
-        elapsed = time.monotonic() - self.saved_at
-        return elapsed >= self.execution.checkpoint_seconds or (every is not None and number % every == 0)
-
     def _save(self, number: int) -> None:
         self.saved_at = time.monotonic()
         applied = number - self.meter.totals.skipped
@@ -256,13 +232,39 @@ class _Run:
         weights = gather_weights(self.parameters, self.trainable.names)
         self.checkpoints.save(number, self.engine, weights, {"meter": self.meter.state(), "applied": applied})
 
-    def _resume(self, saved: Saved) -> str:
-        self.meter.resume(saved.about["meter"])
-        advance_schedule(self.engine, saved.about["applied"])
-        if saved.shard is not None:
-            restore(self.engine, saved.shard)
-        how = "" if saved.shard else "; the workers or their layout changed, so the optimizer starts afresh"
-        return f"goes on from the checkpoint after step {saved.step} of {self.schedule.count}{how}"
+
+@torch.no_grad()
+def answer_likelihood(workspace: Workspace, module: Any, asked: Sequence[Row], size: int) -> float:
+    """The mean probability of the tokens of the asked answers, a geometric mean.
+
+    Every rank takes equally many rows, `size` at once, and calls the module, a loss, equally often.
+    """
+    rank, world = workspace.rank, workspace.world
+    rows = asked[: len(asked) // world * world][rank::world]
+    sums = torch.zeros(2, dtype=torch.float64, device=workspace.device)
+    module.eval()
+    for start in range(0, len(rows), size):
+        batch = collate(rows[start : start + size], workspace.features, workspace.padding_id, workspace.device)
+        sums += torch.stack([module(batch, 1.0).double().sum(), sums.new_tensor(len(batch.targets))])
+    module.train()
+    dist.all_reduce(sums)
+    return math.exp(-float(sums[0] / sums[1]))
+
+
+def resumed(engine: Any, meter: Meter, saved: Saved, steps: int) -> str:
+    """Set what has an optimizer and a schedule, and a meter, to a checkpoint: what there is to say about it."""
+    meter.resume(saved.about["meter"])
+    advance_schedule(engine, saved.about["applied"])
+    if saved.shard is not None:
+        restore(engine, saved.shard)
+    how = "" if saved.shard else "; the workers or their layout changed, so the optimizer starts afresh"
+    return f"goes on from the checkpoint after step {saved.step} of {steps}{how}"
+
+
+def checkpoint_due(execution: Execution, number: int, saved_at: float) -> bool:
+    every = execution.checkpoint_steps
+    elapsed = time.monotonic() - saved_at
+    return elapsed >= execution.checkpoint_seconds or (every is not None and number % every == 0)
 
 
 def _schedule(
@@ -287,12 +289,12 @@ def _schedule(
 
 
 @contextmanager
-def _training_mode(model: Any, region: Region, execution: Execution) -> Iterator[None]:
+def training_mode(model: Any, tuned: Collection[int], execution: Execution) -> Iterator[None]:
     """Training mode, some layers recomputed or compiled where asked; on leaving, evaluation mode as before."""
     layers = list(decoder_layers(model))
     # A tuned layer keeps more for its backward pass than a frozen one.
-    order = [*region, *(index for index in range(len(layers)) if index not in region)]
-    recomputed = [layers[index] for index in order[: execution.recomputed]]
+    order = [*tuned, *(index for index in range(len(layers)) if index not in tuned)]
+    recomputed: list[Any] = [layers[index] for index in order[: execution.recomputed]]
     for layer in recomputed:
         # Set on the layers alone: the model's own switch also hooks the embedding, which draws frozen lower layers
         # into autograd.
@@ -311,7 +313,7 @@ def _training_mode(model: Any, region: Region, execution: Execution) -> Iterator
         model.eval()
 
 
-def _say_what_trains(workspace: Workspace, training: Training, trainable: Trainable) -> None:
+def say_what_trains(workspace: Workspace, training: Training, trainable: Trainable) -> None:
     if workspace.rank:
         return
     sizes = {name: parameter.numel() for name, parameter in workspace.model.named_parameters()}

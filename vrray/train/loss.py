@@ -33,26 +33,34 @@ class SupervisedLoss(nn.Module):
         self.family = family_of(lvlm.config)
 
     def forward(self, batch: Batch, scale: float) -> torch.Tensor:
-        core: Any = self.lvlm.model
         features_INW = batch.features
         idle = len(features_INW) == 0
         if idle:
             features_INW = features_INW.new_zeros((1, *features_INW.shape[1:]))
         image_INH = project_features(self.lvlm, features_INW)
-        images = None if idle else self.family.encoded(image_INH)
         joined = _joined(self.lvlm.get_submodule(self.family.decoder), image_INH) if idle else nullcontext()
-        with joined, _attention_kernel(image_INH, batch.input_ids.shape[1]):
-            hidden_RTH = core(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                mm_encoder_outputs=images,
-                use_cache=False,
-                **self.family.token_inputs(self.lvlm.config, batch.input_ids),
-            ).last_hidden_state
-        hidden_SH = hidden_RTH.flatten(0, 1)[batch.positions]
-        logits_SV = vocabulary_logits(self.lvlm, hidden_SH)
+        with joined:
+            logits_SV = supervised_logits(self.lvlm, batch, image_INH[:0] if idle else image_INH)
         return nn.functional.cross_entropy(logits_SV, batch.targets, reduction="sum") * scale
+
+
+def supervised_logits(lvlm: Any, batch: Batch, image_INH: torch.Tensor) -> torch.Tensor:
+    """`[S, V]`, in float32.
+
+    Args:
+        image_INH: the projected features of the batch's images; there may be none.
+    """
+    family = family_of(lvlm.config)
+    with _attention_kernel(image_INH, batch.input_ids.shape[1]):
+        hidden_RTH = lvlm.model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            mm_encoder_outputs=family.encoded(image_INH) if len(image_INH) else None,
+            use_cache=False,
+            **family.token_inputs(lvlm.config, batch.input_ids),
+        ).last_hidden_state
+    return vocabulary_logits(lvlm, hidden_RTH.flatten(0, 1)[batch.positions])
 
 
 def _attention_kernel(image_INH: torch.Tensor, tokens: int) -> AbstractContextManager[Any]:

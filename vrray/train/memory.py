@@ -112,6 +112,46 @@ def estimate_memory(
     )
 
 
+def estimate_pack(
+    shape: ModelShape,
+    regions: Sequence[Region],
+    recipe: Recipe,
+    *,
+    micro_batch: int,
+    tokens: int,
+    recomputed: int,
+    gpu: bool = False,
+) -> MemoryEstimate:
+    """Estimate one worker's bytes while LoRA trials of these regions share its base; what trains is on each worker.
+
+    Args:
+        micro_batch: rows of each trial.
+        tokens, recomputed, gpu: as for one training.
+    """
+    each = [
+        estimate_memory(
+            shape,
+            region,
+            recipe,
+            workers=1,
+            micro_batch=micro_batch,
+            tokens=tokens,
+            zero=0,
+            resident=True,
+            recomputed=recomputed,
+            gpu=gpu,
+        )
+        for region in regions
+    ]
+    return MemoryEstimate(
+        frozen=each[0].frozen,
+        trained=sum(one.trained for one in each),
+        optimizer=sum(one.optimizer for one in each),
+        activations=sum(one.activations for one in each),
+        overhead=_OVERHEAD,
+    )
+
+
 def logits_bytes(shape: ModelShape, supervised: int) -> int:
     """Bytes that the head and the loss take for so many supervised tokens, at most: three float32 values a logit."""
     return 12 * shape.vocabulary * supervised
