@@ -79,6 +79,7 @@ def _look_at_all_pages(page: Any, photo: Path) -> None:
 
     page.reload()
     page.get_by_role("tab", name="Votes").click()
+    page.get_by_label("Named votes").check()
     expect(page.locator("#votes-table")).to_contain_text("uniform-2-prune1")
     page.get_by_role("tab", name="Examples").click()
     expect(page.locator("#examples-card, #examples-where").first).to_be_visible()
