@@ -73,7 +73,7 @@ def _look_at_all_pages(page: Any, photo: Path) -> None:
     page.locator("#compare-box .submit-button").click()
     for letter in "ABC":
         expect(page.locator(f"#compare-speed-{letter}")).to_contain_text("first token after", timeout=240_000)
-    page.get_by_role("button", name="None is good").click()
+    page.get_by_role("button", name="uniform-2-prune1 is best").click()
     expect(page.locator("#compare-notice")).to_contain_text("vote is kept")
     screenshot(page, "watched-compared")
 
