@@ -9,7 +9,8 @@ INSTALLED := $(VENV)/.installed
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: sweep dashboard test check bench bench-train bench-pack bench-data bench-layers bench-search bench-eval clean
+.PHONY: sweep dashboard test check bench bench-train bench-pack bench-data bench-layers bench-search bench-eval \
+	bench-scale clean
 
 sweep: $(INSTALLED)
 	$(BIN)/python jobs/sweep.py $(ARGS)
@@ -42,6 +43,9 @@ bench-layers: $(INSTALLED)
 
 bench-eval: $(INSTALLED)
 	$(BIN)/python -m benchmarks.evaluation $(ARGS)
+
+bench-scale: $(INSTALLED)
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 bench-search: $(INSTALLED)
 	$(BIN)/python -m benchmarks.search $(ARGS)

@@ -4,6 +4,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
 #SBATCH --gpus-per-node=4
+#SBATCH --mem=0
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:TERM@120
@@ -17,16 +18,12 @@ set -euo pipefail
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 4000 * 2))  # nodes may be shared between jobs
 
-on() {  # NODE COMMAND...
-    local node=$1
-    shift
-    srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" "$@"
-}
+step=(srun --overlap --nodes=1 --ntasks=1)
 
 start() {  # NODE OPTION...: a Ray node, for as long as this script runs
     local node=$1
     shift
-    on "$node" ray start --block --disable-usage-stats \
+    "${step[@]}" --nodelist="$node" ray start --block --disable-usage-stats \
         --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" "$@" &
     started+=($!)
 }
@@ -44,9 +41,9 @@ export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(python -c "import secrets; print(secrets.token_hex(32))")
 export RAY_AUTH_TOKEN
 
-address=$(on "${nodes[0]}" hostname -I | awk '{print $1}'):$port
+address=$("${step[@]}" --nodelist="${nodes[0]}" hostname -I | awk '{print $1}'):$port
 start "${nodes[0]}" --head --node-ip-address="${address%:*}" --port="$port" --dashboard-port=$((port + 1)) \
-    --temp-dir="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID"
+    --temp-dir="/tmp/ray-$SLURM_JOB_ID"
 until ray health-check --address "$address" 2>/dev/null; do
     kill -0 "${started[0]}" 2>/dev/null || { echo "the head node on ${nodes[0]} could not start" >&2; exit 1; }
     sleep 1

@@ -177,11 +177,11 @@ def _best(ranked: Indices, placements: NDArray[np.object_]) -> int | None:
 def _intervals(table: pa.Table, numbers: dict[str, Numbers]) -> dict[str, Numbers]:
     found = {}
     for ability in ("visual", "textual"):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ceiling = numbers[ability] / numbers[f"kept_{ability}"]
+        ceiling = numbers[ability] - _numbers(table, f"difference_{ability}")
         for end in ("low", "high"):
             found[f"{ability}_{end}"] = _numbers(table, f"score_{ability}_{end}")
-            found[f"kept_{ability}_{end}"] = 1 + _numbers(table, f"difference_{ability}_{end}") / ceiling
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found[f"kept_{ability}_{end}"] = 1 + _numbers(table, f"difference_{ability}_{end}") / ceiling
     return found
 
 

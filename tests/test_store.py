@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -191,6 +192,17 @@ def test_a_download_is_removed(remote: Store) -> None:
     with remote.open("kind", "k") as folder:
         assert (folder / "a.txt").read_text() == "0123456789"
     assert not folder.exists()
+
+
+def test_on_s3_there_are_files_and_nothing_else(remote: Store, s3: str) -> None:
+    """Empty objects that stand for folders would be written again and again, above the store's own folder too."""
+    remote.put("kind", "k", writing(a="one"))
+    remote.write_text("sweeps/one/report.md", "text")
+    bucket, _, folder = remote._root.partition("/")
+    client = boto3.client("s3", endpoint_url=f"http://{s3}")
+    found = client.list_objects_v2(Bucket=bucket, Prefix=folder.partition("/")[0])["Contents"]
+    names = [stored_file(remote, "a.txt"), f"kind/k/{MARKER}", "sweeps/one/report.md"]
+    assert {entry["Key"] for entry in found} == {f"{folder}/{name}" for name in names}
 
 
 def test_a_damaged_marker_says_so_and_counts_no_more(store: Store) -> None:

@@ -210,14 +210,6 @@ def tiny_records(photos: Sequence[str], texts: int) -> list[Record]:
     return seen + plain
 
 
-class RemoteStore(Store):
-    """A store that behaves as one on S3 does, over a local folder."""
-
-    @property
-    def is_local(self) -> bool:
-        return False
-
-
 @dataclass(frozen=True)
 class Ground:
     """What a worker group needs: a store with features, the model, its rows (image rows first)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -36,6 +37,10 @@ def exit_status(work: Callable[[], None], interrupted: str = _RESUMABLE) -> int:
         work()
     except VrrayError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a storage that does not answer; else a defect, so with its stack
+        traceback.print_exc()
+        print(f"error: {error}; {interrupted}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {interrupted}", file=sys.stderr)

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,9 +25,11 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from vrray.errors import StoreError
+from vrray.patience import patient
 
 MARKER = "COMMITTED.json"
 _CHUNK = 8 << 20
+_OBJECT_STORES = ("s3", "gcs")
 _OTHER_HASH = "another SHA-256"
 
 
@@ -120,7 +122,12 @@ class Store:
         for path in sorted(folder.iterdir()):
             if not path.is_file():
                 raise StoreError(f"artefact {kind}/{key}: {path.name} is not a plain file")
-            self._copy_in(path, self._path(kind, key, attempt, path.name))
+            try:
+                self._copy_in(path, self._path(kind, key, attempt, path.name))
+            except OSError:
+                with suppress(OSError):  # best effort: without a marker it is nothing, but it takes room
+                    self._fs.delete_dir(self._path(kind, key, attempt))
+                raise
             files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         marker = {"attempt": attempt, "files": files, "info": info}
         self.write_text(f"{kind}/{key}/{MARKER}", json.dumps(marker, indent=1, sort_keys=True))
@@ -132,7 +139,7 @@ class Store:
         """
         folder = self._path(kind, key)
         self.asked.get(kind, set()).discard(key)
-        for entry in self._fs.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
+        for entry in self._info(pafs.FileSelector(folder, recursive=True, allow_not_found=True)):
             if entry.base_name == MARKER:
                 self._remove(self._fs.delete_file, entry.path)
         self._remove(self._fs.delete_dir, folder)
@@ -143,7 +150,7 @@ class Store:
         Of a key with slashes, all but the last part is given with the kind, such as `keys("checkpoint/abc/step-5")`.
         """
         names = self.names(kind)
-        markers = self._fs.get_file_info([self._path(kind, name, MARKER) for name in names])
+        markers = self._info([self._path(kind, name, MARKER) for name in names])
         return [name for name, marker in zip(names, markers, strict=True) if marker.type == pafs.FileType.File]
 
     @contextmanager
@@ -225,15 +232,21 @@ class Store:
 
     # Plain files, such as a sweep's table and report
 
+    @patient
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write one file so that a reader sees the old content or the new one, never a part."""
         path = self._path(name)
-        self._fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        self._make_folder_of(path)
         target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else path
-        with self._fs.open_output_stream(target) as stream:
-            stream.write(data)
-        if target != path:
-            os.replace(target, path)
+        try:
+            with self._fs.open_output_stream(target) as stream:
+                stream.write(data)
+            if target != path:
+                os.replace(target, path)
+        except OSError:
+            if target != path:
+                Path(target).unlink(missing_ok=True)  # on a full disk, part of a file is in the way
+            raise
 
     def write_text(self, name: str, text: str) -> None:
         self.write_bytes(name, text.encode())
@@ -252,6 +265,7 @@ class Store:
         """
         return read_parquet(pa.BufferReader(self.read_bytes(name)))
 
+    @patient
     def read_bytes(self, name: str) -> bytes:
         """
         Raises:
@@ -265,13 +279,13 @@ class Store:
 
     def stamp(self, name: str) -> tuple[int, int] | None:
         """Time of the last change (ns since the epoch) and size of one file; None when there is no such file."""
-        info = self._fs.get_file_info(self._path(name))
+        info = self._info(self._path(name))
         return (info.mtime_ns or 0, info.size) if info.type == pafs.FileType.File else None
 
     def names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted; empty when there is no such folder."""
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
-        return sorted(entry.base_name for entry in self._fs.get_file_info(selector))
+        return sorted(entry.base_name for entry in self._info(selector))
 
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens when there is none."""
@@ -281,7 +295,7 @@ class Store:
         """All files below a folder, or below the root, at any depth."""
         root = self._root.rstrip("/")
         selector = pafs.FileSelector(f"{root}/{folder}" if folder else root, recursive=True, allow_not_found=True)
-        for entry in self._fs.get_file_info(selector):
+        for entry in self._info(selector):
             if entry.type == pafs.FileType.File:
                 yield File(entry.path.removeprefix(f"{root}/"), entry.size, (entry.mtime_ns or 0) / 1e9)
 
@@ -291,8 +305,13 @@ class Store:
                 raise StoreError(f"{'/'.join(parts)!r} is not a name inside the store")
         return "/".join([self._root.rstrip("/"), *parts])
 
+    @patient
+    def _info(self, wanted: Any) -> Any:
+        """What `get_file_info` of the file system says of a path, several, or a selector."""
+        return self._fs.get_file_info(wanted)
+
     def _is_file(self, path: str) -> bool:
-        return bool(self._fs.get_file_info(path).type == pafs.FileType.File)
+        return bool(self._info(path).type == pafs.FileType.File)
 
     def _marker(self, kind: str, key: str) -> dict[str, Any]:
         self.ask(kind, key)
@@ -306,7 +325,7 @@ class Store:
 
     def _wrong_size(self, kind: str, key: str, marker: Mapping[str, Any]) -> Damage | None:
         files, attempt = marker["files"], marker["attempt"]
-        infos = self._fs.get_file_info([self._path(kind, key, attempt, name) for name in files])
+        infos = self._info([self._path(kind, key, attempt, name) for name in files])
         for (name, expected), info in zip(files.items(), infos, strict=True):
             if info.type != pafs.FileType.File:
                 return Damage(name, "missing", attempt)
@@ -336,6 +355,7 @@ class Store:
         found = f"{damage.file} is not what was committed ({damage.found})"
         return StoreError(f"{self.location(kind, key)}: {found}; {remedy}")
 
+    @patient
     def _remove(self, remove: Callable[[str], None], path: str) -> None:
         try:
             remove(path)
@@ -344,8 +364,14 @@ class Store:
             if self._fs.get_file_info(path).type != pafs.FileType.NotFound:
                 raise
 
+    def _make_folder_of(self, path: str) -> None:
+        # Object stores have no folders; pyarrow would write an empty object for each of the path, the bucket's too.
+        if self._fs.type_name not in _OBJECT_STORES:
+            self._fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+
+    @patient
     def _copy_in(self, source: Path, target: str) -> None:
-        self._fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+        self._make_folder_of(target)
         if self.is_local:
             shutil.copyfile(source, target)
             return
@@ -353,6 +379,7 @@ class Store:
             while chunk := read.read(_CHUNK):
                 write.write(chunk)
 
+    @patient
     def _copy_out(self, source: str, target: Path) -> None:
         with self._fs.open_input_stream(source) as read, target.open("wb") as write:
             while chunk := read.read(_CHUNK):

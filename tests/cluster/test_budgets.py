@@ -41,6 +41,8 @@ def sweep(model: Path, storage: Path, **changes: Any) -> tuple[dict[str, str], s
 
 
 def test_a_budget_of_trials_is_one_of_this_run(tiny_model: Path, tmp_path: Path) -> None:
+    none, _ = sweep(tiny_model, tmp_path, max_trials=0)
+    assert none == dict.fromkeys(TRIALS, "not run: --max-trials 0 reached") | {"untuned": "complete"}
     first, output = sweep(tiny_model, tmp_path, max_trials=1)
     assert {first[name] for name in ("untuned", "uniform-2", "uniform-2-prune1")} == {"complete"}
     assert first["top-2"] == first["bottom-2"] == "not run: --max-trials 1 reached"

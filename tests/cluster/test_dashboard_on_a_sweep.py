@@ -71,9 +71,9 @@ def _look_at_all_pages(page: Any, photo: Path) -> None:
     page.locator("#compare-box .thumbnail-item").wait_for()
     page.locator("#compare-box textarea").fill(QUESTION)
     page.locator("#compare-box .submit-button").click()
-    for letter in "AB":
+    for letter in "ABC":
         expect(page.locator(f"#compare-speed-{letter}")).to_contain_text("first token after", timeout=240_000)
-    page.get_by_role("button", name="Both are bad").click()
+    page.get_by_role("button", name="None is good").click()
     expect(page.locator("#compare-notice")).to_contain_text("vote is kept")
     screenshot(page, "watched-compared")
 

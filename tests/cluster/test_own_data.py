@@ -4,30 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from tiny import draw_photos
 
 import vrray
 from tests.cluster.commands import OPTIONS
-from vrray.data.records import Turn
+from tests.cluster.own_data import write_own_data
 from vrray.store import Store
 
 pytestmark = pytest.mark.ray
 
 
-def write_data(path: Path, photos: Path) -> None:
-    turns = [(Turn("<image>\nWhich colour?", name[:-4].split("-")[1]), name) for name in draw_photos(photos, 40)]
-    turns += [(Turn(f"What is {n}?", "a small circle and a big square"), None) for n in range(40)]
-    images = [None if name is None else {"bytes": (photos / name).read_bytes(), "path": name} for _, name in turns]
-    said = [[{"from": "human", "value": t.user}, {"from": "gpt", "value": t.assistant}] for t, _ in turns]
-    pq.write_table(pa.table({"image": images, "conversations": said}), path)
-
-
 def test_a_sweep_on_ones_own_data(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    write_data(tmp_path / "mine.parquet", tmp_path / "photos")
+    write_own_data(tmp_path / "mine.parquet")
     options = {**OPTIONS, "placements": ["uniform"], "precision": "fp32", "name": "mine"}
     del options["tasks"]
     sweep = vrray.tune_layers(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         (tmp_path / name).chmod(0o755)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_CPUS_PER_TASK": "1"}
-    environment = {**os.environ, **slurm, "PATH": path, "TMPDIR": "/tmp"}
+    environment = {**os.environ, **slurm, "PATH": path}
     environment.pop("RAY_ADDRESS", None)
     return environment
 
@@ -59,17 +60,26 @@ def test_the_script_passes_the_linter() -> None:
 
 @pytest.mark.ray
 def test_a_job_runs_on_all_nodes_and_ends_on_the_signal(environment: dict[str, str]) -> None:
-    command = ["bash", str(SCRIPT), "-c", JOB, "--of", "its own"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as slurm:
-        assert slurm.stdout is not None
-        lines = []
+    slurm = subprocess.Popen(
+        ["bash", str(SCRIPT), "-c", JOB, "--of", "its own"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert slurm.stdout is not None
+    lines = []
+    try:
         for line in slurm.stdout:
             lines.append(line)
             if line.startswith("job:"):
                 slurm.send_signal(signal.SIGTERM)
         assert slurm.wait(timeout=60) == 143, "".join(lines)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(slurm.pid, signal.SIGKILL)
     assert "job: 2 2.0 ['--of', 'its own']\n" in lines
     assert any(line.startswith("interrupted; what is finished is in the store") for line in lines)
     deadline = time.monotonic() + 30

@@ -19,6 +19,9 @@ from safetensors.torch import load_file
 import vrray
 from tests.cluster.commands import OPTIONS, ROOT, flags, sweep_command
 from vrray.errors import ClusterError
+from vrray.store import Store
+from vrray.upkeep.garbage import find_garbage, users
+from vrray.upkeep.inventory import take_inventory
 
 pytestmark = pytest.mark.ray
 
@@ -167,6 +170,22 @@ def test_optuna_and_asha_use_what_the_store_has(sweep: vrray.Sweep, storage: Pat
     keys = {row["key"] for row in sweep.table.to_pylist()}
     assert {row["key"] for row in table.to_pylist()} <= keys
     assert any(row["placement"] != "none" for row in table.to_pylist())
+
+
+def test_nothing_that_a_run_uses_is_garbage(sweep: vrray.Sweep, storage: Path) -> None:
+    names = ("global_batch", "max_steps", "projector_steps")
+    shared = {**{name: OPTIONS[name] for name in names}, "storage": str(storage)}
+    trained = vrray.finetune(**shared, placement="top", layers=2)
+    vrray.score_layers(**shared, scores=["change"], of="all", calibration=4, name="of-all")
+    store = Store(storage)
+    inventory = take_inventory(store)
+    states = {run.name: run.state for run in inventory.runs}
+    runs = ("sweeps/shared", f"trainings/{trained['key']}", "layer-scores/of-all")
+    assert [states[run] for run in runs] == ["finished"] * 3
+    uses = {artefact.kind for artefact in inventory.artefacts if users(inventory, artefact)}
+    assert uses >= {"rows", "features", "delta", "scores", "evaluation"}
+    garbage = [item.name for item in find_garbage(store, inventory, 0.0)]
+    assert [name for name in garbage if not name.startswith("ray/group-")] == []
 
 
 def test_a_cluster_that_is_too_small_is_refused_with_figures(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import RemoteStore
 
 from dashboard.votes import BAD, TIE, Vote, Votes, pairs_of
 from vrray.errors import DataError
@@ -33,8 +32,8 @@ def test_a_vote_comes_back_as_it_was(tmp_path: Path) -> None:
     assert Votes(Store(tmp_path)).read("another") == ([], 0)
 
 
-def test_votes_work_where_files_cannot_be_renamed(tmp_path: Path) -> None:
-    votes = Votes(RemoteStore(tmp_path))
+def test_votes_work_on_s3(s3_folder: str) -> None:
+    votes = Votes(Store(s3_folder))
     for winner in (0, TIE, BAD):
         votes.add(Vote("places", ("a", "b"), winner, blind=False))  # type: ignore[arg-type]
     assert [vote.winner for vote in votes.read()[0]] == [0, TIE, BAD]

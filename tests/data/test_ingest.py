@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import IMAGE_TOKENS, RemoteStore, draw_photos
+from tiny import IMAGE_TOKENS, draw_photos
 
 from vrray.data.held_out import held_out_tasks
 from vrray.data.images import Images, examine
@@ -282,11 +282,8 @@ def test_too_little_data_to_hold_out_says_so(tmp_path: Path, tiny_model: Path, s
         held_out_tasks(candidates_in(store, made.key), "select", 5)
 
 
-@pytest.mark.parametrize("make", [Store, RemoteStore])
-def test_embedded_images_come_along(
-    tmp_path: Path, tiny_model: Path, photos: list[str], make: Callable[[Path], Store]
-) -> None:
-    store = make(tmp_path / "store")
+def test_embedded_images_come_along(tmp_path: Path, tiny_model: Path, photos: list[str], uri: str) -> None:
+    store = Store(uri)
     data = [(tmp_path / "photos" / name).read_bytes() for name in photos[:6]]
     said = [record(n, name)["conversations"] for n, name in enumerate(photos[:6])]
     columns = {"id": [str(n) for n in range(6)], "image": [{"bytes": d, "path": None} for d in data]}
@@ -320,10 +317,10 @@ def test_weights_that_leave_no_row_are_refused(
 
 
 def test_fingerprints_are_kept_with_the_images(
-    tmp_path: Path, tiny_model: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, photos: list[str], monkeypatch: pytest.MonkeyPatch, s3_folder: str
 ) -> None:
     monkeypatch.setattr("vrray.data.ingest.BLOCK_ROWS", 15)  # two blocks, which share images
-    store = RemoteStore(tmp_path / "store")  # downloads go away, mappings stay
+    store = Store(s3_folder)  # downloads go away, mappings stay
     records = [record(n, name) for n, name in enumerate(photos + photos[:7])] + [record(99)]
     source = write(tmp_path / "a.jsonl", records)
     made = ingested(tmp_path, tiny_model, store, source, choice=Choice(held_out=5))

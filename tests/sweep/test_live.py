@@ -21,7 +21,7 @@ import pytest
 from vrray.errors import BusyError
 from vrray.store import Store
 from vrray.sweep import live as module
-from vrray.sweep.live import MOST_POINTS, LiveState, published
+from vrray.sweep.live import ENDED_POINTS, MOST_POINTS, LiveState, published
 from vrray.sweep.progress import Progress, TuneProgress
 
 
@@ -59,6 +59,36 @@ def test_a_long_loss_curve_is_thinned_and_keeps_its_ends() -> None:
     assert len(losses) <= MOST_POINTS
     assert (losses[0][0], losses[-1][0]) == (1, 5000)
     assert [step for step, _ in losses] == sorted({step for step, _ in losses})
+
+
+def test_the_curve_of_a_trial_that_is_over_is_short(tmp_path: Path) -> None:
+    state = LiveState()
+    for step in range(1, 201):
+        state.stepped("k", "all", _step(step, 200))
+    state.ended("k", "all", "finished")
+    (trial,) = state.to_json()["trials"]
+    losses = trial["losses"]
+    assert (len(losses), losses[0][0], losses[-1][0]) == (ENDED_POINTS, 1, 200)
+    state.ended("k", "all", "finished")
+    assert state.to_json()["trials"][0]["losses"] == losses
+
+
+def test_writing_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that takes 0.1 s for each write is written to 20 times more rarely than its state changes."""
+    monkeypatch.setattr(module, "EVERY_SECONDS", 0.001)
+    writes, began = [0], time.monotonic()
+
+    def slow(*_: object) -> None:
+        writes[0] += 1
+        time.sleep(0.1)
+
+    monkeypatch.setattr(Store, "write_text", slow)
+    state = LiveState()
+    with published(Store(tmp_path), "demo", state):
+        for _ in range(400):
+            state.say("on")
+            time.sleep(0.01)
+    assert writes[0] <= 3 + (time.monotonic() - began) / 2
 
 
 def test_tune_can_pickle_it() -> None:

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny import RemoteStore, build_family, draw_photos
+from tiny import build_family, draw_photos
 
 from vrray.errors import ClusterError, SpecError
 from vrray.job_specs import EvaluateSpec
+from vrray.store import Store
 from vrray.sweep import evaluating, vllm_answers
 from vrray.sweep.answers import Part, Variant
 from vrray.sweep.evaluation import Evaluation, prepare_evaluation
@@ -79,9 +80,8 @@ def test_the_demo_is_refused(options: dict[str, Any], smol: Path) -> None:
         vllm_answers.check_servable(prepare({**options, "model": "smol"}))
 
 
-def test_variants_need_a_folder(options: dict[str, Any]) -> None:
-    found = prepare(options)
-    remote = replace(found, store=RemoteStore(found.store.uri))
+def test_variants_need_a_folder(options: dict[str, Any], s3_folder: str) -> None:
+    remote = replace(prepare(options), store=Store(s3_folder))
     vllm_answers.check_servable(remote)
     with pytest.raises(SpecError, match=r"reads variants from a folder that every node sees, and --storage .* is none"):
         vllm_answers.check_servable(replace(remote, variants=(Variant("all", "k1"),)))

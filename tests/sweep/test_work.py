@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from vrray.sweep.trial import (
     Evaluating,
     Lacking,
     Measuring,
+    Remembering,
     Site,
     Trial,
     evaluation_key,
@@ -290,6 +292,29 @@ def test_what_is_next_follows_from_the_store(store: Store, site: Site) -> None:
     assert next_work(store, site, trial) == Evaluating("t", (), blind=True)
     put_evaluation(store, site, (), 0.1, blind=True)
     assert is_complete(store, site, trial)
+
+
+def test_what_was_found_is_not_looked_up_again(store: Store, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    lookups: Counter[tuple[str, str, str]] = Counter()
+
+    def counted(method: Any) -> Any:
+        def call(self: Store, kind: str, key: str) -> Any:
+            lookups[method.__name__, kind, key] += 1
+            return method(self, kind, key)
+
+        return call
+
+    store.put(DELTA, "t", lambda folder: None)
+    put_scores(store, site, Measuring("t", "states"), angular=(0.1, 0.0, 0.5, 0.2, 0.0, 0.3))
+    for method in (Store.has, Store.describe):
+        monkeypatch.setattr(Store, method.__name__, counted(method))
+    known, trial = Remembering(store), trial_of(ANGULAR)
+    for removed in [(), (0,), (0, 3, 5)]:
+        assert next_work(known, site, trial) == Evaluating("t", removed)
+        put_evaluation(store, site, removed, 0.5)
+    assert next_work(known, site, trial) == Evaluating("t", (), blind=True)
+    assert all(times <= 3 for times in lookups.values())  # lacking, by who puts it, and found
+    assert lookups["has", DELTA, "t"] == lookups["describe", SCORES, scores_key(site, Measuring("t", "states"))] == 1
 
 
 def test_without_tasks_a_trial_is_a_training(store: Store, site: Site) -> None:

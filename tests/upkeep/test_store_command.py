@@ -64,7 +64,8 @@ def test_ls_says_what_there_is(store: Store, vrray: Run) -> None:
         {"kind": "scores", "artefacts": 0, "bytes": 4, "unfinished": 1},
     ]
     (run,) = found["runs"]
-    assert (run["run"], run["state"], run["uses"]) == ("sweeps/where", "finished", 1)
+    assert (run["run"], run["state"]) == ("sweeps/where", "finished")
+    assert (run["artefacts"], run["bytes"]) == (1, 1500)
     assert 0 <= time.time() - run["began"] < 600
     _, text = vrray("ls")
     assert "sweeps/where" in text and "3.0 kB" in text
@@ -134,6 +135,15 @@ def test_gc_only_lists_unless_told_to_delete(store: Store, vrray: Run) -> None:
     status, text = vrray("gc", "--older-than", "0", "--delete")
     assert status == 0 and TWO in text and "removed: 1, 1.7 kB" in text
     assert store.keys("delta") == [ONE]
+
+
+def test_gc_names_the_runs_that_keep_what_is_new(store: Store, vrray: Run) -> None:
+    with pytest.raises(KeyboardInterrupt), recorded(store, "sweeps/halted"):
+        raise KeyboardInterrupt
+    status, text = vrray("gc", "--older-than", "0")
+    assert status == 0 and "sweeps/halted is unfinished: what was written since" in text
+    listed = as_json(vrray("gc", "--older-than", "0", "--json"))
+    assert (listed["unfinished"], listed["garbage"]) == (["sweeps/halted"], [])
 
 
 def test_an_age_below_zero_is_refused(store: Store, vrray: Run) -> None:

@@ -53,6 +53,14 @@ def test_a_run_that_fails_is_unfinished_and_keeps_what_it_has(store: Store, erro
     assert (record.finished, record.keys) == (False, {"delta": {"a"}})
 
 
+def test_a_run_that_is_to_be_continued_is_unfinished(store: Store) -> None:
+    with recorded(store, RUN) as recording:
+        use(store, "a")
+        recording.to_be_continued = True
+    record = read_record(store, RUN)
+    assert (record.finished, record.keys) == (False, {"delta": {"a"}})
+
+
 def test_a_run_that_goes_on_began_when_it_was_first_started(store: Store) -> None:
     with pytest.raises(KeyboardInterrupt), recorded(store, RUN):
         raise KeyboardInterrupt

@@ -29,6 +29,7 @@ from vrray.store import Store
 
 KIND = "features"
 _BATCH = 32
+_DOWNLOADS = 8  # chunks that a worker fetches from a store at the same time
 _THREADS = max(1, min(8, (os.cpu_count() or 1) - 1))  # a core is left to the tower
 
 
@@ -96,13 +97,9 @@ class CachedFeatures:
 
     def __init__(self, store: Store, chunks: Sequence[FeatureChunk]):
         self._rows: dict[str, np.ndarray[Any, Any]] = {}
-        for chunk in chunks:
-            # A mapping outlives its file's name and descriptor, of which a process has fewer than there may be chunks.
-            with store.open(KIND, chunk.key) as folder, pa.memory_map(str(folder / "features.arrow")) as source:
-                table = pa.ipc.open_file(source).read_all()
-            shape = [int(part) for part in table.schema.metadata[b"shape"].decode().split("x")]
-            data = np.frombuffer(table["feature"].chunk(0).buffers()[1], dtype=np.float16)
-            self._rows.update(zip(chunk.images, data.reshape(-1, *shape), strict=True))
+        with ThreadPoolExecutor(_DOWNLOADS) as pool:
+            for chunk, data in zip(chunks, pool.map(lambda chunk: _mapped(store, chunk), chunks), strict=True):
+                self._rows.update(zip(chunk.images, data, strict=True))
 
     def stack(self, images: Sequence[str]) -> torch.Tensor:
         """`[images, tokens, width]`, float16, on the CPU."""
@@ -139,6 +136,15 @@ class LiveFeatures:
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()
+
+
+def _mapped(store: Store, chunk: FeatureChunk) -> np.ndarray[Any, Any]:
+    """`[images, tokens, width]`."""
+    # A mapping outlives its file's name and descriptor, of which a process has fewer than there may be chunks.
+    with store.open(KIND, chunk.key) as folder, pa.memory_map(str(folder / "features.arrow")) as source:
+        table = pa.ipc.open_file(source).read_all()
+    shape = [int(part) for part in table.schema.metadata[b"shape"].decode().split("x")]
+    return np.frombuffer(table["feature"].chunk(0).buffers()[1], dtype=np.float16).reshape(-1, *shape)
 
 
 def _put_chunk(store: Store, chunk: FeatureChunk, features: torch.Tensor) -> None:

@@ -7,11 +7,13 @@ import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from vrray.data.records import parse_image_path, read_rows, write_rows
 from vrray.errors import DataError
 from vrray.metrics import normalize_answer
+from vrray.store import content_key
 
 Ability = Literal["visual", "textual"]
 ABILITIES: tuple[Ability, ...] = ("visual", "textual")
@@ -50,6 +52,11 @@ class TaskExamples:
     split: Split
     examples: tuple[Example, ...]
     floor: float
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of the examples: every question with its answer."""
+        return content_key({"examples": [vars(example) for example in self.examples]})
 
 
 def read_examples(path: str | os.PathLike[str]) -> tuple[Example, ...]:

@@ -91,10 +91,10 @@ def _state_region(region: Row, ranked: Sequence[Row]) -> str:
 
 
 def _state_pruning(region: Row | None, ranked: Sequence[Row]) -> str:
-    bases = [row for row in ([region] if region else []) + unpruned(ranked) if _pruned(row, ranked)]
-    if not bases:
+    trainings = ([region] if region else []) + unpruned(ranked)
+    base, pruned = next(((row, found) for row in trainings if (found := _pruned(row, ranked))), (None, []))
+    if base is None:
         return "No variant has both its unpruned and its pruned score, so the cost of pruning is unknown."
-    base, pruned = bases[0], _pruned(bases[0], ranked)
     most = pruned[-1]
     return (
         f"Removing {_count_layers(len(most.removed))} ({format_layers(most.removed)}) from {format_code(base.variant)} "

@@ -24,12 +24,14 @@ from vrray.report.text import (
 )
 
 DEFAULT_WIDTH = 100
+MOST_LINES = 60
 
 
 def format_leaderboard(table: pa.Table, *, width: int | None = None, color: bool = False) -> str:
     """The sweep's variants as text, best first: by visual score, then by fewer parameters.
 
-    Beneath the table: what the marks mean, the floor and the ceiling, and what has no scores, with the reason.
+    Beneath the table: what the marks mean, the floor and the ceiling, and what has no scores, with the reason. Of more
+    than `MOST_LINES` variants the first are listed.
 
     Args:
         table: a row a variant, as the sweep writes it.
@@ -44,13 +46,18 @@ def format_leaderboard(table: pa.Table, *, width: int | None = None, color: bool
     output = io.StringIO()
     console = _console(output, width or DEFAULT_WIDTH, color)
     if ranked:
-        console.print(_fit_table(console, ranked))
+        console.print(_fit_table(console, ranked[:MOST_LINES]))
+        if len(ranked) > MOST_LINES:
+            console.print(Text(f"The best {MOST_LINES} of {len(ranked):,} variants; report.md has all."))
         for note in _notes(ranked):
             console.print(note)
     else:
         console.print(Text("No complete variant."))
-    for row in failed(rows):
+    without = failed(rows)
+    for row in without[:MOST_LINES]:
         console.print(Text.assemble((f"{row.outcome}: {row.variant}:", "red"), f" {row.failure}"))
+    if len(without) > MOST_LINES:
+        console.print(Text(f"and {len(without) - MOST_LINES:,} more variants without scores; report.md has all."))
     return "".join(f"{line.rstrip()}\n" for line in output.getvalue().splitlines())
 
 

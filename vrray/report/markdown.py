@@ -6,10 +6,10 @@ from typing import Any
 import pyarrow as pa
 
 from vrray.report.asked import asked_section
-from vrray.report.figures import LAYERS, REMOVED, RETENTION
+from vrray.report.figures import LAYERS, REMOVED, RETENTION, choose_drawn
 from vrray.report.findings import state_ceiling, state_findings, state_floor
 from vrray.report.retention_plot import shows_retention
-from vrray.report.rows import Row, failed, name_split, rank, read_rows, ties_best
+from vrray.report.rows import Row, failed, group_trials, name_split, rank, read_rows, ties_best
 from vrray.report.text import (
     DASH,
     escape_markdown,
@@ -123,7 +123,9 @@ def _figures_section(rows: Sequence[Row]) -> list[str]:
         f"at the right its visual score (fraction, {split} split) ± half the 95 % interval.",
     }
     figures = [f"![{text.replace('`', '')}](figures/{name})\n\n*{text}*" for name, text in captions.items()]
-    return ["## Figures", *figures]
+    drawn, trainings = len(group_trials(choose_drawn(rows))), len(group_trials(rows))
+    note = f"Drawn are the baselines and the best of the {trainings:,} trainings, {drawn} in all."
+    return ["## Figures", *([note] if drawn < trainings else []), *figures]
 
 
 def _tasks_section(ranked: Sequence[Row]) -> list[str]:

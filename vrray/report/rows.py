@@ -1,6 +1,7 @@
 """The sweep's table as typed rows, and the questions that every part of the report asks of them."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,9 +167,9 @@ def group_trials(rows: Sequence[Row]) -> dict[str, list[Row]]:
     trials: dict[str, list[Row]] = {}
     for row in rows:
         trials.setdefault(row.trial, []).append(row)
-    placements = [group[0].placement for group in trials.values()]
+    placements = Counter(group[0].placement for group in trials.values())
     return {
-        group[0].placement if placements.count(group[0].placement) == 1 else trial: sorted(
+        group[0].placement if placements[group[0].placement] == 1 else trial: sorted(
             group, key=lambda row: len(row.removed)
         )
         for trial, group in trials.items()

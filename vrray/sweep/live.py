@@ -24,6 +24,8 @@ EVERY_SECONDS = 2.0
 HEARTBEAT_SECONDS = 10.0
 SILENT_SECONDS = 3 * HEARTBEAT_SECONDS  # without a change of the file, after which its driver counts as gone
 MOST_POINTS = 240  # of a loss curve; beyond, every second one goes
+ENDED_POINTS = 24  # of the loss curve of a trial that is over: a sweep may have a thousand of them
+_MOST_SHARE = 0.05  # of the time that writing may take
 _MOST_LINES = 20
 
 State = Literal["waiting", "in the store", "training", "trained", "evaluating", "finished", "failed", "stopped"]
@@ -70,7 +72,9 @@ class LiveState:
 
     def ended(self, key: str, name: str, state: State, message: str | None = None) -> None:
         with self._change():
-            self._trial(key, name).update(state=state, message=message, seconds_left=0.0)
+            trial = self._trial(key, name)
+            trial.update(state=state, message=message, seconds_left=0.0)
+            trial["losses"] = _thinned(trial["losses"])
 
     def say(self, line: str) -> None:
         with self._change():
@@ -98,6 +102,13 @@ class LiveState:
     def _trial(self, key: str, name: str) -> dict[str, Any]:
         new = {"key": key, "name": name, "state": "waiting", "step": 0, "steps": 0, "seconds_left": None}
         return self._trials.setdefault(key, {**new, "losses": [], "evaluated": [], "message": None})
+
+
+def _thinned(points: list[Any]) -> list[Any]:
+    """At most `ENDED_POINTS` of some points, evenly spaced, with both ends."""
+    if len(points) <= ENDED_POINTS:
+        return points
+    return [points[place * (len(points) - 1) // (ENDED_POINTS - 1)] for place in range(ENDED_POINTS)]
 
 
 @contextmanager
@@ -172,7 +183,8 @@ class _Publisher(threading.Thread):
                 written, at = changes, now
             if stopping:
                 return
-            self._stop_asked.wait(EVERY_SECONDS)
+            took = time.monotonic() - now
+            self._stop_asked.wait(max(EVERY_SECONDS, took / _MOST_SHARE))
 
     def finish(self) -> None:
         self._stop_asked.set()

@@ -6,9 +6,20 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+from ray.tune.logger import JsonLoggerCallback
+
 from vrray.errors import SpecError
 
 _PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+
+
+class LastResult(JsonLoggerCallback):
+    """At its end Tune reads the results of all trials back from their files, into memory: one line each will do."""
+
+    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        if trial in self._trial_files:
+            self._trial_files[trial].truncate(0)
+        super().log_trial_result(iteration, trial, result)
 
 
 def tune_loggers(names: Sequence[str], experiment: str) -> list[Any]:
@@ -22,10 +33,7 @@ def tune_loggers(names: Sequence[str], experiment: str) -> list[Any]:
             raise SpecError(
                 f"loggers: {name} needs the package {_PACKAGES[name]}; pip install {_PACKAGES[name]}, or leave it out"
             )
-    from ray.tune.logger import JsonLoggerCallback
-
-    # Tune reads its results back from the JSON lines.
-    return [JsonLoggerCallback(), *(_callback(name, experiment) for name in names)]
+    return [LastResult(), *(_callback(name, experiment) for name in names)]
 
 
 def _callback(name: str, experiment: str) -> Any:

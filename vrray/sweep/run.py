@@ -51,7 +51,7 @@ def run_sweep(spec: SweepSpec) -> None:
     with (
         published(Store(spec.storage), spec.name, live),
         open_session(spec, run=run, live=live) as session,
-        recorded(session.store, f"sweeps/{spec.name}"),
+        recorded(session.store, f"sweeps/{spec.name}") as recording,
     ):
         session.expect_trials()
         leaks = sweep_leaks(session.store, session.prepared)
@@ -64,12 +64,13 @@ def run_sweep(spec: SweepSpec) -> None:
             trials = session.trials
             unfinished = session.not_run(session.missing, str(error))
             unfinished[session.prepared.projector.key] = f"not run: {error}"
-        table = sweep_table(session.store, session.prepared, trials, unfinished)
-        _score_held_out(session, table)
-        table = sweep_table(session.store, session.prepared, trials, unfinished)
+        sweep = (session.store, session.prepared, trials, unfinished)
+        _score_held_out(session, sweep_table(*sweep, compared=False))
+        table = sweep_table(*sweep)
         seconds = time.monotonic() - began
         _write(session.store, session.prepared, table, leaks, seconds)
         reasons = sorted(set(unfinished.values()))
+        recording.to_be_continued = not all(reason.startswith("failed: ") for reason in reasons)
         if reasons and all(reason.startswith("failed: ") for reason in reasons) and not choose(table):
             raise TrainingError(f"no trial finished: {'; '.join(reasons)}")
     print(f"report: {session.store.location('sweeps', spec.name, 'report.md')} ({seconds:.0f} s)", flush=True)

@@ -50,7 +50,8 @@ from vrray.upkeep.records import RAY
 class Session:
     """A sweep on the connected cluster: what it needs is prepared, worker groups start when first asked for.
 
-    `trials` are those of a grid or a random search, `missing` those of them that the store does not hold.
+    `trials` are those of a grid or a random search, `missing` those of them that the store does not hold; `tune_run` is
+    the name that Ray Tune runs them under.
     """
 
     store: Store
@@ -60,6 +61,7 @@ class Session:
     groups: int
     progress: Progress
     workers: WorkerGroups
+    tune_run: str
 
     def started(self) -> Session:
         """Features, stage 1, and the layer scores that placements follow; the session with all its trials.
@@ -158,20 +160,20 @@ class Session:
         pending = [config for config in space.configs() if not is_complete(store, site, space.trial(config))]
         if spec.search != "optuna" and not pending:
             return self.trials, {}
-        name = f"{spec.name}-{uuid.uuid4().hex[:6]}"
-        store.ask(RAY, name)
-        self.progress.say(f"metrics of each step: {store.location(RAY, name)} ({', '.join(spec.loggers) or 'none'})")
+        metrics = store.location(RAY, self.tune_run)
+        self.progress.say(f"metrics of each step: {metrics} ({', '.join(spec.loggers) or 'none'})")
         unfinished: dict[str, str] = {}
         ran = {trial.key: trial for trial in self.trials}
-        for result in self._tuner(name, pending).fit():
+        for result in self._tuner(pending).fit():
             trial = space.trial(point_of(result.config or {}))
             ran[trial.key] = trial
             if not is_complete(store, site, trial):
                 unfinished[trial.key] = self._why(trial, result)
         left = [t for t in self.missing if t.key not in unfinished and not is_complete(store, site, t)]
-        return list(ran.values()), unfinished | self.not_run(
-            left, self._spent() or f"--max-trials {spec.max_trials} reached"
-        )
+        spent = self._spent()
+        if spec.search == "optuna" and spent:
+            self.progress.say(f"the search ends after {len(ran)} trials: {spent}")
+        return list(ran.values()), unfinished | self.not_run(left, spent or f"--max-trials {spec.max_trials} reached")
 
     def not_run(self, trials: Sequence[Trial], reason: str) -> dict[str, str]:
         """The status by key of trials that the budget left no room for."""
@@ -192,7 +194,7 @@ class Session:
         within = "step" in metrics and not self.store.has(DELTA, trial.key)  # else only its healing is lacking
         return f"stopped {step}: {self._spent()}" if within else f"not run: {self._spent()}"
 
-    def _tuner(self, name: str, pending: list[dict[str, Any]]) -> tune.Tuner:
+    def _tuner(self, pending: list[dict[str, Any]]) -> tune.Tuner:
         spec, space, desk, store = self.prepared.spec, self.prepared.space, self.workers.desk, self.store
 
         def is_trained(point: dict[str, Any]) -> bool:
@@ -216,6 +218,8 @@ class Session:
                 num_samples=len(pending) if listed else spec.most_trials,
                 # One driver more than is served is up, so that a group need not wait for the next driver's start.
                 max_concurrent_trials=self.groups * self.prepared.site.execution.pack + listed,
+                # A trial that a scheduler stops may leave its thread in its driver, which then serves no other.
+                reuse_actors=spec.scheduler == "none",
                 search_alg=WithinBudget(search, is_trained, spent, spec.max_trials),
                 scheduler=_scheduler(self.prepared),
                 trial_dirname_creator=lambda trial: (
@@ -223,7 +227,7 @@ class Session:
                 ),
             ),
             run_config=tune.RunConfig(
-                name=name,
+                name=self.tune_run,
                 storage_path=self.store.location(RAY),
                 callbacks=[TuneProgress(self.progress, desk, space), *tune_loggers(spec.loggers, spec.name)],
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
@@ -266,10 +270,11 @@ def open_session(
     path, base = str(prepared.model_path), prepared.site.base
     run = run or f"run {uuid.uuid4().hex[:8]}"
     setup = Setup(store.uri, path, base, prepared.precision, spec.attention, spec.liger, prepared.template, run)
-    steps = _steps_left(store, prepared, missing)
+    steps, tune_run = _steps_left(store, prepared, missing), f"{spec.name}-{uuid.uuid4().hex[:6]}"
+    store.ask(RAY, tune_run)
     workers = WorkerGroups(spec, setup, count=groups, gpu=gpu, budget=budget, began=began)
     with Progress(steps, live) as progress, workers:
-        yield Session(store, prepared, trials, missing, groups, progress, workers)
+        yield Session(store, prepared, trials, missing, groups, progress, workers, tune_run)
 
 
 def _budget(spec: SweepSpec, gpu: bool) -> Budget:

@@ -58,7 +58,7 @@ def run_finetune(spec: FinetuneSpec) -> dict[str, Any]:
             return _summary(session, trial)
 
 
-def _recorded(session: Session, trial: Trial) -> AbstractContextManager[None]:
+def _recorded(session: Session, trial: Trial) -> AbstractContextManager[object]:
     """A training without a name goes by its key."""
     return recorded(session.store, f"trainings/{trial.key}")
 

@@ -21,15 +21,24 @@ _INTERVAL = ("", "_low", "_high")
 UNTUNED = "untuned"
 
 
-def sweep_table(store: Store, prepared: Prepared, trials: Sequence[Trial], unfinished: Mapping[str, str]) -> pa.Table:
+def sweep_table(
+    store: Store,
+    prepared: Prepared,
+    trials: Sequence[Trial],
+    unfinished: Mapping[str, str],
+    *,
+    compared: bool = True,
+) -> pa.Table:
     """Rows of all trials and of the untuned base (with the stage-1 projector).
 
     Args:
         unfinished: by key, the status of trials that are not complete.
+        compared: fill in how the rows compare, for which every answer is read.
     """
     rows = [row for trial in (*trials, prepared.projector) for row in _rows(store, prepared, trial, unfinished)]
     rows = _distinct_names(rows)
-    add_comparisons(store, prepared.site.select, rows)
+    if compared:
+        add_comparisons(store, prepared.site.select, rows)
     return pa.Table.from_pylist(rows, schema=_schema(prepared))
 
 

@@ -206,6 +206,28 @@ def is_complete(store: Store, site: Site, trial: Trial) -> bool:
     return next_work(store, site, trial) is None
 
 
+class Remembering(Store):
+    """A store for the time of one trial: what was found complete is not looked up again.
+
+    `next_work` goes through all plans anew after each piece of work; so a piece costs one look, however many plans.
+    """
+
+    def __init__(self, store: Store):
+        super().__init__(store.uri)
+        self._complete: set[tuple[str, str]] = set()
+        self._described: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def has(self, kind: str, key: str) -> bool:
+        if (kind, key) not in self._complete and super().has(kind, key):
+            self._complete.add((kind, key))
+        return (kind, key) in self._complete
+
+    def describe(self, kind: str, key: str) -> dict[str, Any]:
+        if (kind, key) not in self._described:
+            self._described[kind, key] = super().describe(kind, key)
+        return self._described[kind, key]
+
+
 class _Order:
     """The layers in the order in which a ranking removes them, found as far as it is asked for."""
 
@@ -274,7 +296,4 @@ def main_score(evaluation: dict[str, Any]) -> float:
 
 
 def _asked(tasks: Sequence[TaskExamples]) -> list[Any]:
-    return [
-        [group.task.name, group.split, content_key({"examples": [vars(example) for example in group.examples]})]
-        for group in tasks
-    ]
+    return [[group.task.name, group.split, group.content] for group in tasks]

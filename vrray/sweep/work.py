@@ -39,6 +39,7 @@ from vrray.sweep.trial import (
     SCORES,
     Evaluating,
     Measuring,
+    Remembering,
     Site,
     Trial,
     Work,
@@ -91,7 +92,7 @@ def _claimed(workspace: Workspace, key: str) -> Iterator[None]:
 
 
 def _run_trial(workspace: Workspace, job: TrialJob, report: Report) -> None:
-    site, trial, store = job.site, job.trial, workspace.store
+    site, trial, store = job.site, job.trial, Remembering(workspace.store)
 
     def following() -> Work | None:
         return agreed(workspace, lambda: next_work(store, site, trial))

@@ -154,6 +154,8 @@ class Desk:
             return None
         self._waiting = [job for job in self._waiting if job not in pack]
         taken.append(pack)
+        if number > 1:  # no rank is further behind
+            taken[number - 2] = [job for job in taken[number - 2] if job.key not in self._ended]
         self._begun[group] = now
         self._failed_starts = 0
         return pack

@@ -91,12 +91,19 @@ def collect_garbage(storage: str, older_than: float, *, delete: bool, as_json: b
     if older_than < 0:
         raise SpecError(f"--older-than is a number of hours from 0 on, not {older_than:g}")
     store = Store(storage)
-    garbage = find_garbage(store, older_than)
+    inventory = take_inventory(store)
+    garbage = find_garbage(store, inventory, older_than)
     if delete:
         garbage = remove_garbage(store, garbage)
     if as_json:
-        print(json.dumps({"deleted": delete, "garbage": [asdict(item) for item in garbage]}))
+        unfinished = [record.run for record in inventory.unfinished]
+        print(json.dumps({"deleted": delete, "unfinished": unfinished, "garbage": [asdict(item) for item in garbage]}))
         return
+    for record in inventory.unfinished:
+        print(
+            f"{record.run} is unfinished: what was written since {_shown('began', record.began)} stays, until it is "
+            "finished or its folder is deleted"
+        )
     _print([asdict(item) for item in garbage])
     size = decimal(sum(item.bytes for item in garbage))
     said = f"{'removed' if delete else '--delete removes'}: {len(garbage)}, {size}"
@@ -119,11 +126,16 @@ def _kinds(inventory: Inventory) -> list[dict[str, Any]]:
 
 
 def _runs(inventory: Inventory) -> list[dict[str, Any]]:
+    used: dict[str, list[Artefact]] = {run.name: [] for run in inventory.runs}
+    for artefact in inventory.artefacts:
+        for name in users(inventory, artefact):
+            used[name].append(artefact)
     return [
         {
             "run": run.name,
             "state": run.state,
-            "uses": sum(map(len, run.record.keys.values())) if run.record else None,
+            "artefacts": len(used[run.name]),
+            "bytes": sum(each.bytes for each in used[run.name]),
             "began": run.record.began if run.record else None,
         }
         for run in inventory.runs

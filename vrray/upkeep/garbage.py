@@ -1,7 +1,7 @@
 """What nobody uses any more, and removing it.
 
 Whatever goes can be computed again: artefacts that no run has recorded, attempts to write one that were not committed,
-half-written files, Ray's files of ended runs. Tables, reports, votes and all that vrray did not name stay.
+files that a crash left behind, Ray's files of ended runs. Tables, reports, votes and all that vrray did not name stay.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Literal
 
 from vrray.errors import StoreError
 from vrray.store import File, Store
-from vrray.upkeep.inventory import THREADS, Artefact, Inventory, take_inventory
+from vrray.upkeep.inventory import THREADS, Artefact, Inventory
 from vrray.upkeep.records import RAY
 
 _DELTA, _CHECKPOINT = "delta", "checkpoint"  # of modules that take torch along
 _CLOCKS_DIFFER_SECONDS = 60.0  # of a driver and a store; S3 also gives whole seconds only
-Why = Literal["no run uses it", "was not committed", "is half-written", "its run has ended"]
+Why = Literal["no run uses it", "was not committed", "was left behind", "its run has ended"]
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,22 @@ class Garbage:
     changed: float
 
 
-def find_garbage(store: Store, older_than: float) -> list[Garbage]:
+def find_garbage(store: Store, inventory: Inventory, older_than: float) -> list[Garbage]:
     """What may go.
 
     An unfinished run keeps, besides what it has recorded, all that was written since it began.
 
     Args:
+        inventory: of the store.
         older_than: hours since it was changed; younger things may belong to what is being written.
 
     Raises:
         StoreError: what a run uses is not known.
     """
-    inventory = take_inventory(store)
     _check_recorded(store, inventory)
-    cutoff = time.time() - 3600 * older_than
-    found = [*_of_artefacts(store, inventory), *_of_ray(inventory)]
-    unfinished = [run.record for run in inventory.runs if run.record and not run.record.finished]
-    since = min((record.began for record in unfinished), default=math.inf) - _CLOCKS_DIFFER_SECONDS
-    found = [item for item in found if item.changed < since]
-    found += [*_uncommitted(store, inventory), *_leftovers(inventory)]
+    since = min((record.began for record in inventory.unfinished), default=math.inf) - _CLOCKS_DIFFER_SECONDS
+    cutoff = min(since, time.time() - 3600 * older_than)
+    found = [*_unused(inventory), *_of_ray(inventory), *_uncommitted(store, inventory), *_leftovers(inventory)]
     old = {item.name: item for item in found if item.changed < cutoff}
     return [old[name] for name in sorted(old) if name.rpartition("/")[0] not in old]
 
@@ -81,12 +78,12 @@ def users(inventory: Inventory, artefact: Artefact) -> list[str]:
     """
     kind, runs = artefact.kind, inventory.runs
     if kind == _CHECKPOINT:
-        kind, runs = _DELTA, [run for run in runs if run.state != "finished"]
+        kind, runs = _DELTA, [run for run in runs if run.record and not run.record.finished]
     return [run.name for run in runs if run.record and artefact.owner in run.record.keys.get(kind, ())]
 
 
 def _remove(store: Store, item: Garbage) -> bool:
-    if item.why == "is half-written":
+    if item.why == "was left behind":
         store.remove(item.name)
         return True
     if max((file.changed for file in store.files(item.name)), default=math.inf) > item.changed:
@@ -97,15 +94,19 @@ def _remove(store: Store, item: Garbage) -> bool:
 
 
 def _check_recorded(store: Store, inventory: Inventory) -> None:
-    unknown = [run.name for run in inventory.runs if run.record is None]
-    if unknown:
+    """Refuse to judge where a run has not recorded what it uses: one in preparation, or of an older version."""
+    if unknown := [run.name for run in inventory.runs if run.state == "unknown"]:
         raise StoreError(
-            f"{store.uri}: what {', '.join(unknown)} uses is not recorded, for an older version ran it; run it again "
-            "with the same options, which trains nothing again, or delete its folder"
+            f"{store.uri}: what {', '.join(unknown)} uses is not recorded; run it again with the same options, which "
+            "trains nothing again, or delete its folder"
         )
+    if early := [
+        run.name for run in inventory.runs if run.state == "running" and run.record not in inventory.unfinished
+    ]:
+        raise StoreError(f"{store.uri}: {', '.join(early)} is being prepared; wait until it trains")
 
 
-def _of_artefacts(store: Store, inventory: Inventory) -> Iterator[Garbage]:
+def _unused(inventory: Inventory) -> Iterator[Garbage]:
     for artefact in inventory.artefacts:
         if artefact.marker is not None and not users(inventory, artefact):
             files = [artefact.marker, *(file for files in artefact.attempts.values() for file in files)]
@@ -132,7 +133,7 @@ def _uncommitted(store: Store, inventory: Inventory) -> Iterator[Garbage]:
 
 def _leftovers(inventory: Inventory) -> Iterator[Garbage]:
     for file in inventory.leftovers:
-        yield _garbage(file.name, "is half-written", [file])
+        yield _garbage(file.name, "was left behind", [file])
 
 
 def _garbage(name: str, why: Why, files: Sequence[File]) -> Garbage:

@@ -22,11 +22,11 @@ _ARTEFACT = re.compile(
     r"(?P<kind>[a-z][a-z-]*)/(?P<key>[0-9a-f]{20}(/step-\d+/rank-\d+-of-\d+)?)/"
     rf"({re.escape(MARKER)}|(?P<attempt>[0-9a-f]{{12}})/[^/]+)"
 )
-_LEFTOVER = re.compile(r".+\.[0-9a-f]{8}\.tmp")
+_LEFTOVER = re.compile(r".+\.[0-9a-f]{8}\.tmp|claim/[^/]+/claim\.json")
 _RUN = re.compile(rf"(?P<run>({'|'.join(RUNS)})/[^/]+)/.+")
 _RAY = re.compile(r"(?P<folder>ray/[^/]+)/.+")
 
-State = Literal["running", "finished", "unfinished"]
+State = Literal["running", "finished", "unfinished", "unknown"]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Run:
-    """A run with a folder in the store; `record` is None where an older version ran it and wrote none."""
+    """A run with a folder in the store; `record` is None while it is prepared, and where an older version ran it."""
 
     name: str
     state: State
@@ -62,7 +62,7 @@ class Inventory:
     """What was found.
 
     Attributes:
-        leftovers: files that a crash left half-written.
+        leftovers: what a crash may have left behind: half-written files, and claims on work (vrray/claims.py).
         ray: the files of each of Ray's folders.
     """
 
@@ -70,6 +70,11 @@ class Inventory:
     runs: Sequence[Run]
     leftovers: Sequence[File]
     ray: dict[str, list[File]]
+
+    @property
+    def unfinished(self) -> list[Record]:
+        """The records of the runs that are running or wait to be started again."""
+        return [run.record for run in self.runs if run.record and not run.record.finished]
 
 
 def take_inventory(store: Store) -> Inventory:
@@ -109,9 +114,11 @@ def _listed(store: Store) -> list[File]:
 
 def _run(store: Store, name: str) -> Run:
     record = read_record(store, name) if store.stamp(f"{name}/{FILE}") is not None else None
-    if record is not None and not record.finished:
-        return Run(name, "running" if _is_live(store, name) else "unfinished", record)
-    return Run(name, "finished", record)
+    if _is_live(store, name):
+        return Run(name, "running", record)
+    if record is None:
+        return Run(name, "unknown", None)
+    return Run(name, "finished" if record.finished else "unfinished", record)
 
 
 def _is_live(store: Store, run: str) -> bool:

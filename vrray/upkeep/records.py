@@ -54,25 +54,38 @@ def read_record(store: Store, run: str) -> Record:
         raise StoreError(f"{store.location(name)} is damaged ({error!r}): start the run again, or delete it") from error
 
 
+class Recording:
+    """A run while it is recorded: unless it says so, it is not to be continued once it has ended without an error."""
+
+    to_be_continued = False
+
+
 @contextmanager
-def recorded(store: Store, run: str) -> Iterator[None]:
+def recorded(store: Store, run: str) -> Iterator[Recording]:
     """Write down what a run uses, at once and when it ends; without an error it is then finished.
 
     What an earlier run of the same name used stays in the record until this one is finished.
     """
+    recording = Recording()
     before = _before(store, run)
-    started = replace(before, keys=_together([before.keys, store.asked]))
-    store.write_text(f"{run}/{FILE}", started.to_json())
+    _write_unfinished(store, before)
     try:
-        yield
+        yield recording
     except BaseException:
         with suppress(OSError):  # which would hide the error; the record of the start stays
-            keys = _together([before.keys, store.asked])
-            store.write_text(f"{run}/{FILE}", replace(before, keys=keys).to_json())
+            _write_unfinished(store, before)
         raise
+    if recording.to_be_continued:
+        _write_unfinished(store, before)
+        return
     # The metrics of an interrupted run belong to the finished one.
     keys = _together([store.asked, {RAY: before.keys.get(RAY, frozenset())}])
     store.write_text(f"{run}/{FILE}", replace(before, finished=True, keys=keys).to_json())
+
+
+def _write_unfinished(store: Store, before: Record) -> None:
+    keys = _together([before.keys, store.asked])
+    store.write_text(f"{before.run}/{FILE}", replace(before, keys=keys).to_json())
 
 
 def _before(store: Store, run: str) -> Record:
