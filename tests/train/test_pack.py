@@ -278,6 +278,29 @@ def test_a_paused_trial_keeps_a_checkpoint_and_the_others_go_on(ground: Ground, 
         same(after, singles[0])
 
 
+def paused_at_a_rung(ground: Ground, store: str) -> Any:
+    workspace = replace(ground, store=store).workspace()
+    trials = [replace(asked(training, ground.rows[:4], 2), rows=ground.rows) for training in TRIALS[:2]]
+    singles = [train(workspace, training, lambda _: None) for training in trials]
+
+    def report(metrics: dict[str, Any]) -> None:
+        if RUNG in metrics:
+            raise Paused
+
+    first, second = train_pack(workspace, trials, [report, lambda _: None], ["a", "b"])
+    kept = [workspace.store.names(f"{KIND}/{key}") for key in "ab"]
+    (after, _) = train_pack(workspace, trials, [lambda _: None] * 2, ["a", None])
+    return singles, first, second, kept, after
+
+
+def test_a_trial_that_is_paused_at_a_rung_keeps_a_checkpoint(ground: Ground, tmp_path: Any) -> None:
+    shutil.copytree(ground.store, tmp_path / "store")
+    for singles, first, second, kept, after in run_ranks(paused_at_a_rung, 2, ground, str(tmp_path / "store")):
+        assert first is None and kept == [["step-00000002"], []]
+        same(second, singles[1])
+        same(after, singles[0])
+
+
 def test_what_can_share_a_base(one_rank: None, ground: Ground) -> None:
     assert LORA.packs_with(LORA.model_copy(update={"learning_rate": 1.0, "max_steps": 9}))
     for name, value in {"mode": "full", "lora_rank": 8, "global_batch": 4, "lora_dropout": 0.5}.items():
