@@ -13,8 +13,9 @@ import pytest
 import vrray
 from vrray.api import _warn_of_a_copy
 from vrray.errors import SpecError
+from vrray.frozen import Frozen
 from vrray.job_specs import EvaluateSpec, FinetuneSpec
-from vrray.specs import Frozen, SweepSpec
+from vrray.specs import SweepSpec
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from vrray.errors import SpecError
+from vrray.frozen import Frozen
 from vrray.job_specs import EvaluateSpec, FinetuneSpec
-from vrray.specs import QUICK, SMOL_RECIPE, Frozen, Recipe, RunSpec, SweepSpec
+from vrray.specs import QUICK, SMOL_RECIPE, Recipe, RunSpec, SweepSpec
 
 
 def test_defaults_are_valid_and_frozen() -> None:

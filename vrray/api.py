@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vrray.errors import SpecError
+from vrray.frozen import Frozen
 from vrray.job_specs import EvaluateSpec, FinetuneSpec, PretrainSpec, ScoreSpec
-from vrray.specs import Frozen, SweepSpec
+from vrray.specs import SweepSpec
 from vrray.store import Store
 
 

@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from vrray.frozen import Frozen
 from vrray.scores.table import SCORES
-from vrray.specs import DEMO_TASKS, NAME, Frozen, RunSpec, SweepSpec, read_number
+from vrray.specs import DEMO_TASKS, NAME, RunSpec, SweepSpec, read_number
 
 
 class PretrainSpec(RunSpec):

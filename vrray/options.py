@@ -13,7 +13,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from vrray.errors import SpecError
-from vrray.specs import Frozen
+from vrray.frozen import Frozen
 
 SpecType = TypeVar("SpecType", bound=Frozen)
 

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vrray.errors import SpecError
+from vrray.frozen import Frozen
 from vrray.job_specs import FinetuneSpec
 from vrray.models.loading import ModelShape, model_config, shape_of
 from vrray.models.presets import find_preset
 from vrray.region import Region, place
-from vrray.specs import Frozen, Recipe
+from vrray.specs import Recipe
 from vrray.train.memory import (
     MemoryChoice,
     MemoryEstimate,

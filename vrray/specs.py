@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vrray.budget import read_duration
-from vrray.errors import RegionError, SpecError
+from vrray.errors import RegionError
+from vrray.frozen import Frozen
 from vrray.plans import Ranking, check_amount
 from vrray.region import by_score, parse_layers
 from vrray.scores.table import SCORES
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @classmethod
-    def parse(cls, options: dict[str, Any]) -> Self:
-        """Validate options.
-
-        Raises:
-            SpecError: an option is unknown (with the nearest known one) or has a wrong value.
-        """
-        for name in options:
-            if name not in cls.model_fields:
-                near = difflib.get_close_matches(name, cls.model_fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(cls.model_fields)}"
-                raise SpecError(f"unknown option {name!r}{hint}")
-        try:
-            return cls.model_validate(options)
-        except ValidationError as error:
-            raise SpecError(_explain(error)) from None
 
 
 class Recipe(Frozen):
@@ -404,12 +374,3 @@ def read_number(value: Any) -> int | float:
         except ValueError:
             return float(value)
     return value
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str) and part.isidentifier())
-        message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"option {where}: {message} (got {problem['input']!r})" if where else message)
-    return "; ".join(dict.fromkeys(lines))

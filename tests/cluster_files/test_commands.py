@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vrray.frozen import Frozen
 from vrray.options import parse_options
-from vrray.specs import Frozen
 
 ROOT = Path(__file__).parents[2]
 _COMMAND = re.compile(r"(?:\bpython|slurm\.sh) (?:/\S*/)?jobs/(\w+)\.py((?:[^`\n\\]|\\\n)*)")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vrray.errors import DataError, SpecError
-from vrray.specs import Frozen
+from vrray.frozen import Frozen
 
 _SHOWN = ("results", "groups", "versions", "n-shot", "n-samples")  # of what the harness returns, under its own names
 _FURTHER = ("higher_is_better", "configs", "samples")

@@ -21,8 +21,9 @@ from vrray.evaluate.benchmarks.registry import find_benchmark
 from vrray.evaluate.embedded import embedded_images
 from vrray.evaluate.metrics import CHOICE_LETTERS
 from vrray.evaluate.questions import AskedTask, benchmark_prompt, needs_images, replies_to, with_instruction
+from vrray.frozen import Frozen
 from vrray.home import vrray_home
-from vrray.specs import NAME, Frozen
+from vrray.specs import NAME
 from vrray.store import Store
 
 MAX_NEW_TOKENS = 32  # longer than the answers that these benchmarks expect; a model that stops by itself takes fewer

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from vrray.frozen import Frozen
 from vrray.scores.table import SCORES
-from vrray.specs import Frozen
 
 BY = tuple(name for name in SCORES if name != "change")  # which compares with the weights before a tuning
 _OF_A_MODEL = ("delta", "remove", "prune", "protect")
