@@ -335,7 +335,8 @@ def test_what_is_reported(two: dict[str, Run]) -> None:
 
 def test_answers_are_scored_on_the_way(one: dict[str, Run], two: dict[str, Any], ground: Ground) -> None:
     """What is asked does not change the training, and does not depend on how it is carried out."""
-    assert one["asked"].trained.losses == one["plain"].trained.losses
+    # Sums are rounded otherwise where memory happens to be aligned otherwise.
+    assert one["asked"].trained.losses == pytest.approx(one["plain"].trained.losses, rel=1e-6)
     for name in ("asked", "asked, partitioned"):
         assert two[name].trained.losses == losses(one["plain"])
         assert two[name].rungs == pytest.approx(one["asked"].rungs, rel=1e-4)
@@ -343,5 +344,5 @@ def test_answers_are_scored_on_the_way(one: dict[str, Run], two: dict[str, Any],
     assert last == pytest.approx(math.exp(-one["asked"].loss_after), rel=1e-4)
     assert 0 < first < last < 1
     assert 0 < two["asked, lora"].rungs[STEPS] < 1
-    assert two["asked, lora"].trained.losses == two["lora"].trained.losses
+    assert two["asked, lora"].trained.losses == pytest.approx(two["lora"].trained.losses, rel=1e-6)
     assert two["plain"].rungs == {}
