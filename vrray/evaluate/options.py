@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import nn
 
 from vrray.evaluate.inputs import image_inputs, right_pad
 from vrray.models.family import family_of, vocabulary_logits
 from vrray.train.workspace import Workspace
 
-_AT_ONCE = 256  # tokens whose logits over the whole vocabulary are in memory at a time
+_AT_ONCE = 256  # states whose logits over the whole vocabulary are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,10 @@ class Choice:
         return [*range(begin), *(begin + place for option in self.options for place in range(len(option) - 1))]
 
     def told_at(self) -> list[int]:
-        """For each token of each option, the place in the row whose output tells it."""
-        last = len(self.prompt) - 1
-        found, place = list[int](), last
+        """For each token of each option, whose output tells it: 0 for the prompt's last token, the next ones from 1."""
+        found, place = list[int](), 0
         for option in self.options:
-            found += [last, *range(place + 1, place + len(option))]
+            found += [0, *range(place + 1, place + len(option))]
             place += len(option) - 1
         return found
 
@@ -75,17 +74,24 @@ def option_likelihoods(workspace: Workspace, choices: Sequence[Choice]) -> list[
         hidden = workspace.model.model(
             input_ids=ids, **inputs, **image_inputs(workspace, ids, images), use_cache=False
         ).last_hidden_state
-    states = torch.cat([hidden[row, choice.told_at()] for row, choice in enumerate(choices)])
+    telling = [hidden[row, len(choice.prompt) - 1 : len(choice.ids())] for row, choice in enumerate(choices)]
+    begins = accumulate((len(states) for states in telling), initial=0)
+    told_at = [begin + place for choice, begin in zip(choices, begins, strict=False) for place in choice.told_at()]
     options = [option for choice in choices for option in choice.options]
-    tokens = torch.tensor([token for option in options for token in option], device=ids.device)
-    found = torch.cat(
-        [
-            -nn.functional.cross_entropy(vocabulary_logits(workspace.model, some), following, reduction="none")
-            for some, following in zip(states.split(_AT_ONCE), tokens.split(_AT_ONCE), strict=True)
-        ]
-    )
-    each = iter(part.sum().item() for part in found.double().cpu().split([len(option) for option in options]))
+    found = _log_probabilities(workspace.model, torch.cat(telling), told_at, [t for option in options for t in option])
+    each = iter(part.sum().item() for part in found.split([len(option) for option in options]))
     return [[next(each) for _ in choice.options] for choice in choices]
+
+
+def _log_probabilities(model: Any, states: torch.Tensor, at: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+    """Of each token after the state with the index `at`, in float64 on the CPU; states are `[states, width]`."""
+    places, following = (torch.tensor(values, device=states.device) for values in (at, tokens))
+    found = torch.empty(len(places), dtype=torch.float64, device=states.device)
+    for begin, some in zip(range(0, len(states), _AT_ONCE), states.split(_AT_ONCE), strict=True):
+        here = (places >= begin) & (places < begin + len(some))
+        log_probabilities = vocabulary_logits(model, some).log_softmax(-1)
+        found[here] = log_probabilities[places[here] - begin, following[here]].double()
+    return found.cpu()
 
 
 def _may_branch(model: Any, longest: int) -> bool:
