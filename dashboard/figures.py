@@ -63,7 +63,7 @@ def retention(board: Board, found: Indices) -> Markup:
     panels = [_retention(board, found, ability) for ability in ("visual", "textual")]
     drawn = [panel for panel in panels if panel is not None]
     title = "What is kept as layers go"
-    several = "Bars: 95 % intervals. Means without one, where a placement has several variants with as many removed."
+    several = "Bars: 95 % intervals; where a placement has several variants with as many removed, their mean and range."
     if not drawn:
         return section(title, "No variant that passes the filters has a score.")
     names = sorted({board.placements[row] for row in map(int, found)} - {"none"})
@@ -131,8 +131,9 @@ def _retention(board: Board, found: Indices, ability: str) -> Markup | None:
         for count in np.unique(counts):
             same = rows[counts == count]
             points.append((float(count), float(values[same].mean())))
-            if len(same) == 1 and np.isfinite(high[same[0]] - low[same[0]]):
-                whiskers.append((float(count), float(low[same[0]]), float(high[same[0]])))
+            ends = (low[same[0]], high[same[0]]) if len(same) == 1 else (values[same].min(), values[same].max())
+            if np.isfinite(ends).all():
+                whiskers.append((float(count), *map(float, ends)))
         if points:
             lines.append(Line(name, points, colors[name], marked=True, whiskers=whiskers))
     if not lines:

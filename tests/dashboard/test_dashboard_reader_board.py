@@ -79,6 +79,12 @@ def test_what_is_kept_has_the_interval_of_the_paired_difference(board: Board) ->
     assert retention(board, few).count("v-whisker") == 2 * 3, "of all but the ceiling, in two panels"
 
 
+def test_of_several_seeds_mean_and_range_are_drawn(tmp_path: Path) -> None:
+    board = Catalogue(write_sweep(tmp_path, seeds=3)).board("demo")
+    found = board.select(Filter(placements=("uniform",), removed=(0,)))
+    assert len(found) == 3 and retention(board, found).count("v-whisker") == 2
+
+
 def test_a_table_of_another_version_says_what_it_lacks(board: Board) -> None:
     with pytest.raises(StoreError, match="retention_visual"):
         Board.of(board.table.drop_columns(["retention_visual"]))
