@@ -131,9 +131,9 @@ def _retention(board: Board, found: Indices, ability: str) -> Markup | None:
         for count in np.unique(counts):
             same = rows[counts == count]
             points.append((float(count), float(values[same].mean())))
-            ends = (low[same[0]], high[same[0]]) if len(same) == 1 else (values[same].min(), values[same].max())
-            if np.isfinite(ends).all():
-                whiskers.append((float(count), *map(float, ends)))
+            first, last = (low[same[0]], high[same[0]]) if len(same) == 1 else (values[same].min(), values[same].max())
+            if np.isfinite(last - first):
+                whiskers.append((float(count), float(first), float(last)))
         if points:
             lines.append(Line(name, points, colors[name], marked=True, whiskers=whiskers))
     if not lines:
