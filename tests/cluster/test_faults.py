@@ -135,8 +135,7 @@ def test_a_killed_driver_of_a_trial_is_replaced(
 ) -> None:
     process = start(command(tmp_path))
     wait_for_checkpoint(tmp_path, 4, process)
-    print(subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout)
-    (driver,) = pids("ray::tune_trial")
+    (driver,) = pids("ray::ImplicitFunc")  # what Tune calls a trial that is a function
     os.kill(driver, signal.SIGKILL)
     finish(process)
     assert losses(tmp_path) == undisturbed
@@ -223,10 +222,8 @@ def test_without_its_head_node_a_training_ends_and_goes_on_elsewhere(
     wait_for_checkpoint(tmp_path, 4, process)
     (gcs,) = pids("gcs_server")
     os.kill(gcs, signal.SIGKILL)
-    began = time.monotonic()
     output, _ = process.communicate(timeout=200)
-    print(output, time.monotonic() - began, process.returncode)
-    assert process.returncode != 0
+    assert process.returncode != 0, output
     nodes.stop()
     output = finish(start(command(tmp_path)))
     assert "goes on from the checkpoint after step" in output
