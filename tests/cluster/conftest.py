@@ -24,8 +24,9 @@ def cluster() -> Iterator[dict[str, str]]:
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     environment.pop("RAY_ADDRESS", None)
     ray = str(Path(sys.executable).with_name("ray"))
-    port, dashboard = free_port(), free_port()
-    start = [ray, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    start = [ray, "start", "--head", *ports, "--num-cpus=2"]
     subprocess.run([ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     begun = subprocess.run([*start, "--disable-usage-stats"], env=environment, capture_output=True, text=True)
     assert begun.returncode == 0, begun.stdout + begun.stderr
