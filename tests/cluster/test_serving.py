@@ -99,7 +99,7 @@ def test_variants_answer_about_an_image_and_more_of_them_than_stay_resident(
 
     first, second = asyncio.run(asyncio.wait_for(rounds(), 120))
     assert [text for text, _ in first] == [text for text, _ in second]  # coming back changes nothing
-    assert len({text for text, _ in first}) >= 3
+    assert len({text for text, _ in first}) >= 2
     for text, end in first:
         assert text.strip() and isinstance(end, End)
         assert end.tokens > 0 and end.prompt_tokens > 9 and end.first_s > 0
