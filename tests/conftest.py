@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Each test process has its own Ray clusters; sockets lie in their folder, so its path is short.
+os.environ |= {"RAY_ADDRESS": "local", "RAY_TMPDIR": tempfile.mkdtemp(prefix="vrray-", dir="/tmp")}
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +24,19 @@ from vrray.models.loading import resolve_model
 
 
 class ByFile(LoadScopeScheduling):
-    """With several test processes, a file's tests stay together, and all that start Ray run one after the other."""
+    """With several test processes, a file's tests stay together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "ray" if "/cluster/" in file or file.endswith("test_browser_compare.py") else file
+        return nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those of Ray clusters take longest: they come first, so that no process ends with one alone."""
+    items.sort(key=lambda item: "/cluster/" not in item.nodeid)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -38,9 +50,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ground(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    """A store with the features of 12 photos, and 24 rows, half of them about a photo."""
-    return prepare_ground(tmp_path_factory.mktemp("ground"), tiny_model)
+def ground(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """A store with the features of 12 photos, and 24 rows, half of them about a photo; do not write into it."""
+    ground = prepare_ground(tmp_path_factory.mktemp("ground"), tiny_model)
+    held = sorted(Path(ground.store).rglob("*"))
+    yield ground
+    assert sorted(Path(ground.store).rglob("*")) == held, "a test wrote into the store that all tests share"
+
+
+@pytest.fixture
+def own_ground(ground: Ground, tmp_path: Path) -> Ground:
+    """The ground with a store of its own, `tmp_path / "store"`, which holds the rows, too."""
+    return ground.copied(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,8 @@ from vrray.data.encode import encode_records
 from vrray.data.features import compute_chunks
 from vrray.data.images import Images, content_hashes
 from vrray.data.records import Record, Turn
-from vrray.data.rows import Row
+from vrray.data.rows import KIND as ROWS
+from vrray.data.rows import Row, write_rows
 from vrray.models.family import family_of, vision_tower
 from vrray.models.loading import base_identity, load_model, load_processor, tower_identity
 from vrray.models.smol import CHAT_TEMPLATE
@@ -221,6 +223,13 @@ class Ground:
     images: Images
     photos: tuple[str, ...]
     rows: tuple[Row, ...]
+
+    def copied(self, folder: Path) -> Ground:
+        """The same with a store of its own, which holds the rows, too, and which one may write into."""
+        shutil.copytree(self.store, folder / "store")
+        store = Store(folder / "store")
+        store.put(ROWS, "rows", lambda folder: write_rows(folder, self.rows))
+        return replace(self, store=store.uri)
 
     def workspace(self, precision: Literal["bf16", "fp32"] = "fp32") -> Workspace:
         """This rank's workspace, as a Ray Train worker sets it up; a process group must be there."""

@@ -34,7 +34,7 @@ def running(folder: Path, kind: str) -> Iterator[tuple[str, Path]]:
     port, store = free_port(), folder / "store"
     command = [sys.executable, "-m", "tests.browser.compare_app", str(store), str(port), kind]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": paths, "GRADIO_ANALYTICS_ENABLED": "False"}
+    environment = {**os.environ, "PYTHONPATH": paths, "GRADIO_ANALYTICS_ENABLED": "False"}
     environment["GRADIO_TEMP_DIR"] = str(folder / "uploads")
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)

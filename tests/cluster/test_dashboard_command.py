@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -30,7 +29,6 @@ def test_pages_and_answers_until_interrupted(smol: Path, tmp_path: Path) -> None
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, "--api-port", str(api)],
-            env=os.environ | {"RAY_ADDRESS": "local"},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,14 +20,14 @@ from tests.cluster.commands import ROOT, free_port, sweep_command
 
 pytest.importorskip("ray.serve", reason="needs ray[serve]", exc_type=ImportError)
 pytestmark = pytest.mark.ray
-NAME, QUESTION, ENVIRONMENT = "watched", "Which colour is this?", os.environ | {"RAY_ADDRESS": "local"}
+NAME, QUESTION = "watched", "Which colour is this?"
 BOARD = "#sweep-board tbody tr"
 
 
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:

@@ -51,7 +51,7 @@ def write_data(folder: Path) -> None:
 def run_job(folder: Path, model: Path) -> tuple[str, dict[str, Any]]:
     options = {"model": model, "tasks": folder / "tasks.yaml", "storage": folder / "store", "workers": 2}
     command = [sys.executable, "jobs/evaluate.py", *flags({**options, "precision": "fp32"})]
-    environment = {**os.environ, "RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout, json.loads(run.stdout.splitlines()[-1])

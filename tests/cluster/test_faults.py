@@ -8,15 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny import draw_photos, tiny_records
 
-from tests.cluster.commands import ROOT, flags, free_port
+from tests.cluster.commands import ROOT, flags
+from tests.cluster.processes import Cluster, Node, below
 from vrray.data.records import write_records
 
 pytestmark = pytest.mark.ray
@@ -94,12 +94,6 @@ def wait_for_checkpoint(storage: Path, step: int, process: subprocess.Popen[str]
     raise AssertionError(f"no checkpoint of step {step}: {process.communicate()[0]}")
 
 
-def pids(*words: str) -> list[int]:
-    """Processes whose command has all of these words; no other test's are running."""
-    listing = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in listing if all(word in line for word in words)]
-
-
 def finish(process: subprocess.Popen[str]) -> str:
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
@@ -111,7 +105,7 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint(
 ) -> None:
     process = start(command(tmp_path))
     wait_for_checkpoint(tmp_path, 4, process)
-    os.kill(pids("ray::", "TrainWorker")[-1], signal.SIGKILL)
+    below(process.pid, "ray::", "TrainWorker")[-1].kill()
     output = finish(process)
     assert "workers lost" in output
     assert "goes on from the checkpoint after step" in output
@@ -135,74 +129,33 @@ def test_a_killed_driver_of_a_trial_is_replaced(
 ) -> None:
     process = start(command(tmp_path))
     wait_for_checkpoint(tmp_path, 4, process)
-    (driver,) = pids("ray::ImplicitFunc")  # what Tune calls a trial that is a function
-    os.kill(driver, signal.SIGKILL)
+    (driver,) = below(process.pid, "ray::ImplicitFunc")  # what Tune calls a trial that is a function
+    driver.kill()
     finish(process)
     assert losses(tmp_path) == undisturbed
 
 
-class Nodes:
-    """A head without CPUs, where the driver's part runs, and nodes of one CPU each, on this machine."""
-
-    def __init__(self) -> None:
-        port, dashboard = free_port(), free_port()
-        self.address = f"127.0.0.1:{port}"
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "token"}
-        self._ray, self._added = str(Path(sys.executable).with_name("ray")), list[int]()
-        subprocess.run([self._ray, "get-auth-token", "--generate"], env=self.environment, capture_output=True)
-        self._start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=0")
-
-    def add(self) -> None:
-        """Start a node."""
-        before = set(pids("raylet/raylet"))
-        self._start(f"--address={self.address}", "--num-cpus=1")
-        deadline = time.monotonic() + 30
-        while not (new := set(pids("raylet/raylet")) - before) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        self._added += new
-
-    def lose(self) -> None:
-        """Kill everything on a node at once, as when its power fails; not on the driver's, which bears the desk."""
-        listing = subprocess.run(["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
-        processes = [line.split(None, 2) for line in listing.splitlines()[1:]]
-        keepers = {int(parent) for _, parent, args in processes if args.startswith("ray::Desk")}
-        raylet = next(pid for pid in self._added if pid not in keepers)
-        self._added.remove(raylet)
-        for pid in [raylet, *(int(pid) for pid, parent, _ in processes if int(parent) == raylet)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-    def stop(self) -> None:
-        subprocess.run([self._ray, "stop", "--force"], env=self.environment, capture_output=True)
-
-    def _start(self, *arguments: str) -> None:
-        agent = f"--dashboard-agent-listen-port={free_port()}"
-        command = [self._ray, "start", *arguments, agent, "--disable-usage-stats"]
-        begun = subprocess.run(command, env=self.environment, capture_output=True, text=True)
-        assert begun.returncode == 0, begun.stdout + begun.stderr
-
-
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
-    cluster = Nodes()
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
+def node_to_lose(cluster: Cluster) -> Node:
+    """A node of one CPU that does not bear the desk, on which the driver waits."""
+    return next(node for node in cluster.nodes[1:] if not node.running("ray::Desk"))
 
 
 def test_a_lost_node_is_replaced_or_done_without(
-    command: Callable[[Path], list[str]], undisturbed: list[float], tmp_path: Path, nodes: Nodes
+    command: Callable[[Path], list[str]],
+    undisturbed: list[float],
+    tmp_path: Path,
+    start_cluster: Callable[..., Cluster],
 ) -> None:
-    nodes.add()
-    nodes.add()
+    cluster = start_cluster(cpus=0)  # the driver's part runs on the head
+    cluster.add()
+    cluster.add()
     impatient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
-    process = start(command(tmp_path), RAY_ADDRESS=nodes.address, RAY_AUTH_MODE="token", **impatient)
+    process = start(command(tmp_path), **cluster.driver_environment, **impatient)
     wait_for_checkpoint(tmp_path, 2, process)
-    nodes.lose()
-    nodes.add()
+    cluster.lose(node_to_lose(cluster))
+    cluster.add()
     wait_for_checkpoint(tmp_path, 6, process)
-    nodes.lose()  # no other comes now: one worker goes on alone
+    cluster.lose(node_to_lose(cluster))  # no other comes now: one worker goes on alone
     output = finish(process)
     assert output.count("workers lost") == 2
     assert output.count("goes on from the checkpoint after step") == 2
@@ -215,19 +168,22 @@ def test_a_lost_node_is_replaced_or_done_without(
 
 
 def test_without_its_head_node_a_training_ends_and_goes_on_elsewhere(
-    command: Callable[[Path], list[str]], undisturbed: list[float], tmp_path: Path, nodes: Nodes
+    command: Callable[[Path], list[str]],
+    undisturbed: list[float],
+    tmp_path: Path,
+    start_cluster: Callable[..., Cluster],
 ) -> None:
     # Ray looks for its GCS for a minute, in which this training would end.
-    nodes.environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "1"
-    nodes.add()
-    nodes.add()
-    process = start(command(tmp_path), **nodes.environment | {"RAY_ADDRESS": nodes.address})
+    cluster = start_cluster(cpus=0, RAY_gcs_rpc_server_reconnect_timeout_s="1")
+    cluster.add()
+    cluster.add()
+    process = start(command(tmp_path), **cluster.driver_environment)
     wait_for_checkpoint(tmp_path, 2, process)
-    (gcs,) = pids("gcs_server")
-    os.kill(gcs, signal.SIGKILL)
+    (gcs,) = cluster.running("gcs_server")
+    gcs.kill()
     output, _ = process.communicate(timeout=200)
     assert process.returncode != 0, output
-    nodes.stop()
+    cluster.stop()
     output = finish(start(command(tmp_path)))
     assert "goes on from the checkpoint after step" in output
     assert losses(tmp_path) == undisturbed

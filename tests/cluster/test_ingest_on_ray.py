@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -12,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.cluster.commands import ROOT
 from tests.cluster.ingest_driver import BLOCK_ROWS, finished, ingested
+from tests.cluster.processes import below
 from vrray.data import ingest as ingest_module
 from vrray.data import ingest_run
 from vrray.data.ingest import candidates_in
@@ -49,7 +50,7 @@ class Resumed:
 
     store: Store
     finished: dict[str, str]
-    left: list[str]
+    left: list[psutil.Process]
     output: str
 
     def said(self, field: str) -> list[dict[str, Any]]:
@@ -74,21 +75,15 @@ def resumed(folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
     while len(store.keys(PART)) < 3:
         assert killed.poll() is None, killed.communicate()[0]
         time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
+    workers = below(killed.pid, "ray::MapWorker")
+    assert workers
+    killed.kill()
     killed.wait()
-    deadline = time.monotonic() + 20
-    while (left := workers()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    _, left = psutil.wait_procs(workers, 20)
     done = finished(store)
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stdout + again.stderr
     return Resumed(store, done, left, again.stdout)
-
-
-def workers() -> list[str]:
-    """Ray Data's workers; no other test's are running."""
-    listing = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
-    return [line for line in listing if line.startswith("ray::MapWorker")]
 
 
 def test_workers_give_what_one_process_gives(

@@ -18,6 +18,7 @@ import pytest
 from tiny import draw_photos, tiny_records
 
 from tests.cluster.commands import ROOT, flags
+from tests.cluster.processes import RAY, Cluster
 from vrray.data.records import write_records
 
 pytestmark = pytest.mark.ray
@@ -43,12 +44,6 @@ def job(tiny_model: Path, tmp_path: Path) -> list[str]:
     return [sys.executable, "jobs/finetune.py", *flags({**OPTIONS, **places, "storage": tmp_path / "store"})]
 
 
-def workers() -> list[int]:
-    """Ray Train's worker processes."""
-    listing = subprocess.run(["ps", "-ww", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in listing if "ray::" in line and "TrainWorker" in line]
-
-
 def lines_until(lines: Iterator[str], pattern: str) -> list[str]:
     found = []
     for line in lines:
@@ -64,15 +59,15 @@ def whole_checkpoints(store: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folders)
 
 
-def test_a_stopped_job_saves_ends_and_goes_on(job: list[str], cluster: dict[str, str], tmp_path: Path) -> None:
-    ray, at = str(Path(sys.executable).with_name("ray")), ["--address", cluster["JOBS"]]
+def test_a_stopped_job_saves_ends_and_goes_on(job: list[str], cluster: Cluster, tmp_path: Path) -> None:
+    at, environment = ["--address", cluster.jobs], cluster.environment
     folder = tmp_path / "submitter"
     for part in ("jobs", "vrray"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     runtime = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "30", "OF_THE_JOB": "seen"}})
 
     def command(*arguments: str) -> str:
-        ran = subprocess.run([ray, "job", *arguments], env=cluster, capture_output=True, text=True, timeout=120)
+        ran = subprocess.run([RAY, "job", *arguments], env=environment, capture_output=True, text=True, timeout=120)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return ran.stdout
 
@@ -80,12 +75,12 @@ def test_a_stopped_job_saves_ends_and_goes_on(job: list[str], cluster: dict[str,
     command("submit", *at, *identity, "--working-dir", str(folder), "--runtime-env-json", runtime, "--", *job)
     shutil.rmtree(folder)  # the job does not need the disk of whoever submitted it
     with subprocess.Popen(
-        [ray, "job", "logs", *at, "--follow", "stopped"], env=cluster, stdout=subprocess.PIPE, text=True
+        [RAY, "job", "logs", *at, "--follow", "stopped"], env=environment, stdout=subprocess.PIPE, text=True
     ) as logs:
         assert logs.stdout is not None
         lines_until(logs.stdout, rf"1-4: step \d+/{STEPS}")
-        environments = [Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in workers()]
-        assert len(environments) == 2 and all(b"OF_THE_JOB=seen" in each for each in environments)
+        workers = cluster.running("ray::", "TrainWorker")
+        assert [worker.environ().get("OF_THE_JOB") for worker in workers] == ["seen", "seen"]
         assert "driver_info=DriverInfo(" in command("list", *at)  # the driver is known as that of the submitted job
         command("stop", *at, "stopped")
     said = command("logs", *at, "stopped")
@@ -97,7 +92,7 @@ def test_a_stopped_job_saves_ends_and_goes_on(job: list[str], cluster: dict[str,
     with subprocess.Popen(
         job,
         cwd=ROOT,
-        env={**cluster, "RAY_ADDRESS": cluster["GCS"]},
+        env=cluster.driver_environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -111,6 +106,6 @@ def test_a_stopped_job_saves_ends_and_goes_on(job: list[str], cluster: dict[str,
     assert "interrupted; what is finished is in the store" in rest and "Traceback" not in rest
     assert whole_checkpoints(tmp_path / "store")[-1] > saved
     deadline = time.monotonic() + 30
-    while workers() and time.monotonic() < deadline:
+    while cluster.running("ray::", "TrainWorker") and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not workers()
+    assert not cluster.running("ray::", "TrainWorker")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +14,7 @@ import pytest
 import ray
 from tiny import DEPTH, Ground
 
-from vrray.data.rows import KIND as ROWS
-from vrray.data.rows import write_rows
+from tests.cluster.processes import below
 from vrray.data.tasks import Example, Task, TaskExamples
 from vrray.errors import TrainingError
 from vrray.plans import Pruning, Ranking
@@ -53,19 +50,18 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def site(ground: Ground, tmp_path: Path) -> Site:
-    shutil.copytree(ground.store, tmp_path / "store")
-    Store(tmp_path / "store").put(ROWS, "rows", lambda folder: write_rows(folder, ground.rows))
-    seen = tuple(Example(f"v{n}", "Which colour?", "red", image) for n, image in enumerate(ground.photos[:4]))
+def site(own_ground: Ground) -> Site:
+    seen = tuple(Example(f"v{n}", "Which colour?", "red", image) for n, image in enumerate(own_ground.photos[:4]))
     select = (TaskExamples(Task("colours", "visual", "exact", ""), "select", seen, 0.25),)
     execution = Execution(micro_batch=4, checkpoint_steps=5, pack=3)
+    ground = own_ground
     return Site(ground.base, ground.chunks, ground.images, (), (4, 16), select, "rows", 6, execution)
 
 
 @pytest.fixture
-def groups(ground: Ground, site: Site, tmp_path: Path) -> WorkerGroups:
-    spec = RunSpec.parse({"workers": 1, "global_batch": 4, "max_failures": 1, "storage": str(tmp_path / "store")})
-    setup = Setup(Store(tmp_path / "store").uri, ground.model, ground.base, "fp32")
+def groups(own_ground: Ground) -> WorkerGroups:
+    spec = RunSpec.parse({"workers": 1, "global_batch": 4, "max_failures": 1, "storage": own_ground.store})
+    setup = Setup(own_ground.store, own_ground.model, own_ground.base, "fp32")
     return WorkerGroups(spec, setup, count=1, gpu=False)
 
 
@@ -140,7 +136,8 @@ def test_a_killed_worker_costs_the_pack_the_steps_since_its_checkpoints(
         while not followers[0].steps or followers[0].steps[-1] < 12:
             assert followers[0].is_alive()
             time.sleep(0.05)
-        os.kill(_worker(), signal.SIGKILL)
+        (worker,) = below(os.getpid(), "ray::", "TrainWorker")
+        worker.kill()
         for follower in followers:
             follower.join()
     for follower in followers:
@@ -150,12 +147,3 @@ def test_a_killed_worker_costs_the_pack_the_steps_since_its_checkpoints(
         assert any(text.startswith("goes on from the checkpoint after step") for text in said)
         about = store.describe(DELTA, follower.job.key)
         assert (len(about["losses"]), about["pack"]) == (30, 3)
-
-
-def _worker() -> int:
-    """The process of the group's only worker."""
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        title = entry.read_bytes().split(b"\0")[0]
-        if title.startswith(b"ray::") and b"TrainWorker" in title:
-            return int(entry.parent.name)
-    raise AssertionError("no worker runs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -48,7 +47,6 @@ def catalogue(store: Store) -> SmallCatalogue:
 @pytest.fixture(scope="module")
 def answers(store: Store) -> Iterator[Answers]:
     """One place and one that may wait, so that a third request meets a full queue; two variants stay in memory."""
-    os.environ["RAY_ADDRESS"] = "local"
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     connected = connect(store, scale=Scale(at_once=1, waiting=1, resident=2), limits=LIMITS)
     try:
@@ -56,7 +54,6 @@ def answers(store: Store) -> Iterator[Answers]:
     finally:
         connected.close()
         ray.shutdown()
-        del os.environ["RAY_ADDRESS"]
 
 
 @pytest.fixture(scope="module")

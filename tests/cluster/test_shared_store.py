@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cluster.commands import ROOT, flags
+from tests.cluster.processes import Cluster
 
 pytestmark = pytest.mark.ray
 
@@ -46,8 +47,8 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.05)
 
 
-def test_two_sweeps_at_once_train_everything_once(tiny_model: Path, tmp_path: Path, cluster: dict[str, str]) -> None:
-    environment = {**cluster, "RAY_ADDRESS": cluster["GCS"]}
+def test_two_sweeps_at_once_train_everything_once(tiny_model: Path, tmp_path: Path, cluster: Cluster) -> None:
+    environment = cluster.driver_environment
     sweeps = [start(tiny_model, tmp_path, environment, name=name) for name in ("one", "two")]
     outputs = [sweep.communicate(timeout=400)[0] for sweep in sweeps]
     assert [sweep.returncode for sweep in sweeps] == [0, 0], outputs
@@ -59,7 +60,7 @@ def test_two_sweeps_at_once_train_everything_once(tiny_model: Path, tmp_path: Pa
 
 
 def test_a_second_driver_is_refused_and_a_killed_one_replaced(tiny_model: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    environment = dict(os.environ)
     first = start(tiny_model, tmp_path, environment)
     try:
         wait_for(tmp_path / "sweeps" / "sweep" / "live.json", first)

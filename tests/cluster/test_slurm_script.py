@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.commands import ROOT
+from tests.cluster.processes import daemons
 
 SCRIPT = ROOT / "cluster" / "slurm.sh"
 SCONTROL = '#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n'
@@ -36,11 +37,6 @@ def work():
 
 sys.exit(exit_status(work))
 """
-
-
-def ray_processes() -> list[str]:
-    listing = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True).stdout
-    return [line for line in listing.splitlines() if "raylet/raylet" in line or "gcs_server" in line]
 
 
 @pytest.fixture
@@ -85,10 +81,10 @@ def test_a_job_runs_on_all_nodes_and_ends_on_the_signal(environment: dict[str, s
             os.killpg(slurm.pid, signal.SIGKILL)
     assert "job: 2 2.0 ['--of', 'its own']\n" in lines
     assert any(line.startswith("interrupted; what is finished is in the store") for line in lines)
-    deadline = time.monotonic() + 30
-    while ray_processes() and time.monotonic() < deadline:
+    folder, deadline = f"/tmp/ray-{os.getpid()}", time.monotonic() + 30
+    while daemons(folder) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not ray_processes()
+    assert not daemons(folder)
 
 
 @pytest.mark.ray

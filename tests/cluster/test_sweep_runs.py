@@ -18,12 +18,19 @@ from safetensors.torch import load_file
 
 import vrray
 from tests.cluster.commands import OPTIONS, ROOT, flags, sweep_command
+from tests.cluster.processes import RAY, Cluster, daemons
 from vrray.errors import ClusterError
 from vrray.store import Store
 from vrray.upkeep.garbage import find_garbage, users
 from vrray.upkeep.inventory import take_inventory
 
 pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all tests: what one trained, the next ones reuse."""
+    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +206,15 @@ def test_a_cluster_that_is_too_small_is_refused_with_figures(tmp_path: Path) -> 
         ray.shutdown()
 
 
-def test_on_a_started_head_node_by_address(sweep: vrray.Sweep, storage: Path, cluster: dict[str, str]) -> None:
+def test_on_a_started_head_node_by_address(sweep: vrray.Sweep, storage: Path, cluster: Cluster) -> None:
     command = sweep_command(storage, prune=[0, 1, 2], placements=["top"], name="by-address")
     ran = subprocess.run(
-        command, cwd=ROOT, env={**cluster, "RAY_ADDRESS": "auto"}, capture_output=True, text=True, timeout=300
+        command,
+        cwd=ROOT,
+        env={**cluster.environment, "RAY_ADDRESS": "auto"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "1 complete" not in ran.stdout and "0 to train" in ran.stdout
@@ -211,17 +223,13 @@ def test_on_a_started_head_node_by_address(sweep: vrray.Sweep, storage: Path, cl
     assert set(removed["top-2-prune1"]) < set(removed["top-2-prune2"])
 
 
-def test_as_a_submitted_job_with_token_authentication(
-    sweep: vrray.Sweep, storage: Path, cluster: dict[str, str]
-) -> None:
-    ray = str(Path(sys.executable).with_name("ray"))
+def test_as_a_submitted_job_with_token_authentication(sweep: vrray.Sweep, storage: Path, cluster: Cluster) -> None:
     options = {**OPTIONS, "storage": str(storage), "placements": ["bottom"], "prune": [0], "name": "submitted"}
-    submit = [ray, "job", "submit", "--address", cluster["JOBS"], "--working-dir", "."]
-    environment = {name: value for name, value in cluster.items() if name != "RAY_ADDRESS"}
+    submit = [RAY, "job", "submit", "--address", cluster.jobs, "--working-dir", "."]
     ran = subprocess.run(
         [*submit, "--", sys.executable, "jobs/sweep.py", *flags(options)],
         cwd=ROOT,
-        env=environment,
+        env=cluster.environment,
         capture_output=True,
         text=True,
         timeout=420,
@@ -231,8 +239,8 @@ def test_as_a_submitted_job_with_token_authentication(
     variants = pq.read_table(storage / "sweeps" / "submitted" / "table.parquet")["variant"].to_pylist()
     assert set(variants) == {"bottom-2", "untuned"}
     refused = subprocess.run(
-        [*submit[:3], "--address", cluster["JOBS"], "--", "true"],
-        env={**environment, "RAY_AUTH_MODE": "disabled"},
+        [*submit[:3], "--address", cluster.jobs, "--", "true"],
+        env={**cluster.environment, "RAY_AUTH_MODE": "disabled"},
         capture_output=True,
         text=True,
     )
@@ -242,9 +250,7 @@ def test_as_a_submitted_job_with_token_authentication(
 def test_no_ray_process_is_left() -> None:
     """Runs last in this file: whatever the tests started has ended."""
     for _ in range(20):
-        listing = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True).stdout
-        left = [line for line in listing.splitlines() if "raylet/raylet" in line or "gcs_server" in line]
-        if not left:
+        if not (left := daemons(os.environ["RAY_TMPDIR"])):
             return
         time.sleep(0.5)
     assert not left, f"pid {os.getpid()}: {left}"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from test_work import LORA, RECIPE, place_of, site_of
+from test_work import LORA, RECIPE, site_of
 from tiny import DEPTH, Ground
 
 from vrray.region import Region, place
@@ -19,8 +19,6 @@ from vrray.sweep.work import run_trial, train_trials
 from vrray.train.checkpoint import KIND as CHECKPOINT
 from vrray.train.desk import BEGINS, Cancelled, Packable
 from vrray.variant import load_delta
-
-__all__ = ["place_of"]  # a fixture
 
 
 def trial(key: str, layers: str, seed: int = 0, **recipe: Any) -> Trial:
@@ -56,12 +54,12 @@ def run(ground: Ground) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_packed_trials_leave_in_the_store_what_they_leave_alone(place_of: Ground, world: int) -> None:
-    for found in run_ranks(run, world, place_of):
+def test_packed_trials_leave_in_the_store_what_they_leave_alone(own_ground: Ground, world: int) -> None:
+    for found in run_ranks(run, world, own_ground):
         assert found["failures"].keys() == {"r"}
         assert found["failures"]["r"].startswith("TrainingError: ") and "not finite" in found["failures"]["r"]
         assert found["again"] == ({}, [{BEGINS: "r"}])  # one is lacking, which goes on alone
-    store, site = Store(place_of.store), site_for(place_of)
+    store, site = Store(own_ground.store), site_for(own_ground)
     assert sorted(store.keys(DELTA)) == ["a", "alone-a", "alone-b", "alone-c", "b", "c", "start"]
     assert store.names(CHECKPOINT) == []
     for each in TRIALS:

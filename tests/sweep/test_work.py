@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,6 @@ from tiny import DEPTH, Ground
 
 from vrray.claims import Claims
 from vrray.data.batches import collate
-from vrray.data.rows import KIND as ROWS
-from vrray.data.rows import write_rows
 from vrray.data.tasks import Example, Task, TaskExamples
 from vrray.errors import PruningError
 from vrray.models.loading import load_model
@@ -73,15 +70,6 @@ def site_of(ground: Ground) -> Site:
     return Site(ground.base, ground.chunks, ground.images, (), (4, 16), select, "rows", 6, execution)
 
 
-@pytest.fixture
-def place_of(ground: Ground, tmp_path: Path) -> Ground:
-    """The ground with a store of its own, which holds rows and features."""
-    shutil.copytree(ground.store, tmp_path / "store")
-    store = Store(tmp_path / "store")
-    store.put(ROWS, "rows", lambda folder: write_rows(folder, ground.rows))
-    return replace(ground, store=store.uri)
-
-
 def run_all(ground: Ground, jobs: list[Any]) -> list[list[dict[str, Any]]]:
     workspace, reports = ground.workspace(), []
     before = {name: tensor.clone() for name, tensor in workspace.model.state_dict().items()}
@@ -96,12 +84,12 @@ def evaluated(reports: list[dict[str, Any]]) -> list[int]:
     return [report["evaluated"] for report in reports if "evaluated" in report]
 
 
-def test_a_trial_is_trained_once_and_pruned_often(place_of: Ground) -> None:
-    site, store = site_of(place_of), Store(place_of.store)
+def test_a_trial_is_trained_once_and_pruned_often(own_ground: Ground) -> None:
+    site, store = site_of(own_ground), Store(own_ground.store)
     both = replace(ANGULAR, rankings=(Ranking("angular"), Ranking("bi", iterative=True), Ranking("deepest")))
     trial = Trial("whole", REGION, RECIPE, 0, "rows", None, both)
     assert next_work(store, site, trial) is trial
-    first, second = run_ranks(run_all, 1, place_of, [TrialJob(site, trial), TrialJob(site, trial)])[0]
+    first, second = run_ranks(run_all, 1, own_ground, [TrialJob(site, trial), TrialJob(site, trial)])[0]
     assert is_complete(store, site, trial)
     assert second == []
     plans = plans_of(store, site, trial)
@@ -135,25 +123,25 @@ def defers(ground: Ground, job: TrialJob) -> str:
     return str(raised.value)
 
 
-def test_a_trial_that_another_run_is_at_is_deferred_on_all_ranks(place_of: Ground) -> None:
-    site, store = site_of(place_of), Store(place_of.store)
+def test_a_trial_that_another_run_is_at_is_deferred_on_all_ranks(own_ground: Ground) -> None:
+    site, store = site_of(own_ground), Store(own_ground.store)
     trial = Trial("whole", REGION, RECIPE, 0, "rows", None, ANGULAR)
     other = Claims(store, "sweep 'other'")
     assert other.take("whole") is None
     with other.kept("whole"):
-        found = run_ranks(defers, 2, place_of, TrialJob(site, trial))
+        found = run_ranks(defers, 2, own_ground, TrialJob(site, trial))
     assert all(text.startswith("waits for sweep 'other' (process ") for text in found)
     assert not store.has(DELTA, "whole")
-    run_ranks(run_all, 1, place_of, [TrialJob(site, trial)])
+    run_ranks(run_all, 1, own_ground, [TrialJob(site, trial)])
     assert is_complete(store, site, trial)
     assert store.names("claim") == []
 
 
 @pytest.mark.parametrize("recipe", [RECIPE, LORA], ids=["full", "lora"])
-def test_healing_trains_the_region_of_what_is_left(place_of: Ground, recipe: Recipe) -> None:
-    site, store = site_of(place_of), Store(place_of.store)
+def test_healing_trains_the_region_of_what_is_left(own_ground: Ground, recipe: Recipe) -> None:
+    site, store = site_of(own_ground), Store(own_ground.store)
     trial = Trial("whole", REGION, recipe, 0, "rows", None, replace(ANGULAR, counts=(0, 2), heal_steps=3))
-    run_ranks(run_all, 1, place_of, [TrialJob(site, trial)])
+    run_ranks(run_all, 1, own_ground, [TrialJob(site, trial)])
     assert is_complete(store, site, trial)
     plain, healed = plans_of(store, site, trial)[1:]
     assert (plain.removed, plain.healed, healed.healed) == (healed.removed, False, True)
@@ -164,14 +152,14 @@ def test_healing_trains_the_region_of_what_is_left(place_of: Ground, recipe: Rec
     before, after = load_delta(store, trial.key), load_delta(store, of.key)
     assert after.region == REGION
     # Loaded on the whole base, it gives the loss that the healing began to lower.
-    workspace = place_of.workspace_alone()
-    losses = [heal_loss(workspace, place_of, delta, healed.removed) for delta in (before, after)]
+    workspace = own_ground.workspace_alone()
+    losses = [heal_loss(workspace, own_ground, delta, healed.removed) for delta in (before, after)]
     assert losses[1] < losses[0]
     assert about["losses"][0] == pytest.approx(losses[0], rel=0.2)
-    with applied(workspace.model, after, place_of.base):
+    with applied(workspace.model, after, own_ground.base):
         moved = {
             name
-            for name, tensor in load_model(Path(place_of.model)).state_dict().items()
+            for name, tensor in load_model(Path(own_ground.model)).state_dict().items()
             if not torch.equal(tensor, workspace.model.state_dict()[name])
         }
     assert {name.split("layers.")[1][0] for name in moved if "language_model.layers" in name} == {"1", "4"}
@@ -184,28 +172,28 @@ def heal_loss(workspace: Any, ground: Ground, delta: Delta, removed: tuple[int, 
         return float(SupervisedLoss(workspace.model)(batch, 1.0)) / len(batch.targets)
 
 
-def test_a_removed_layer_of_the_region_stays_as_it_was(place_of: Ground) -> None:
-    site, store = site_of(place_of), Store(place_of.store)
+def test_a_removed_layer_of_the_region_stays_as_it_was(own_ground: Ground) -> None:
+    site, store = site_of(own_ground), Store(own_ground.store)
     pruning = Pruning((Ranking("deepest"),), (4, 5), (0, 2), heal_steps=2)
     trial = Trial("whole", REGION, LORA, 0, "rows", None, pruning)
-    run_ranks(run_all, 1, place_of, [TrialJob(site, trial)])
+    run_ranks(run_all, 1, own_ground, [TrialJob(site, trial)])
     healed = plans_of(store, site, trial)[-1]
     assert healed == Plan("deepest", (4, 5), healed=True)
     before, after = load_delta(store, trial.key), load_delta(store, healing(site, trial, (4, 5)).key)
-    workspace = place_of.workspace_alone()
-    with applied(workspace.model, before, place_of.base):
+    workspace = own_ground.workspace_alone()
+    with applied(workspace.model, before, own_ground.base):
         tuned = {name: tensor.clone() for name, tensor in workspace.model.state_dict().items()}
-    with applied(workspace.model, after, place_of.base):
+    with applied(workspace.model, after, own_ground.base):
         now = workspace.model.state_dict()
         assert all(torch.allclose(now[name], tuned[name]) for name in now if ".layers.4." in name)
         assert not all(torch.equal(now[name], tuned[name]) for name in now if ".layers.1." in name)
 
 
-def test_healing_without_a_tuned_layer_left_trains_the_projector(place_of: Ground) -> None:
-    site, store = site_of(place_of), Store(place_of.store)
+def test_healing_without_a_tuned_layer_left_trains_the_projector(own_ground: Ground) -> None:
+    site, store = site_of(own_ground), Store(own_ground.store)
     pruning = Pruning((Ranking("deepest"),), (4,), (0, 1), heal_steps=1)
     trial = Trial("whole", place("4", DEPTH), RECIPE, 0, "rows", None, pruning)
-    run_ranks(run_all, 1, place_of, [TrialJob(site, trial)])
+    run_ranks(run_all, 1, own_ground, [TrialJob(site, trial)])
     before, after = load_delta(store, "whole"), load_delta(store, healing(site, trial, (4,)).key)
     same = {name for name in before.tensors if torch.equal(before.tensors[name], after.tensors[name])}
     assert same == {name for name in before.tensors if ".layers.4." in name}
@@ -232,13 +220,13 @@ def test_ranks_do_what_the_first_one_finds(ground: Ground) -> None:
     assert run_ranks(ask_apart, 2, ground) == [[True, "not these"]] * 2
 
 
-def test_scores_of_a_delta_and_of_the_base(place_of: Ground) -> None:
-    site, store = site_of(place_of), Store(place_of.store)
+def test_scores_of_a_delta_and_of_the_base(own_ground: Ground) -> None:
+    site, store = site_of(own_ground), Store(own_ground.store)
     site = replace(site, calibration=4)  # photos only: the textual loss is that of the textual task
     trial = Trial("whole", REGION, RECIPE, 0, "rows", None)
     tuned = tuple(Measuring("whole", name) for name in ("states", "gradient", "ablation", "change"))
     base = (Measuring(None, "states"),)
-    run_ranks(both, 1, place_of, site, trial, (*tuned, *base))
+    run_ranks(both, 1, own_ground, site, trial, (*tuned, *base))
     change = read_scores(store, site, tuned[3])["change"]
     assert [layer for layer, value in enumerate(change.values) if value > 0] == list(REGION)
     assert (change.samples, set(change.standard_errors)) == (0, {0.0})

@@ -133,8 +133,14 @@ def heard(logger: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def both(ground: Ground) -> list[dict[str, Any]]:
-    return run_ranks(on_two, 2, ground)
+def place(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """The ground with a store for the checkpoints."""
+    return ground.copied(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def both(place: Ground) -> list[dict[str, Any]]:
+    return run_ranks(on_two, 2, place)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -179,9 +185,9 @@ def test_a_torn_checkpoint_is_not_seen(both: list[dict[str, Any]]) -> None:
         assert resumed.losses == whole.losses
 
 
-def test_another_number_of_workers_goes_on_from_the_weights(both: list[dict[str, Any]], ground: Ground) -> None:
+def test_another_number_of_workers_goes_on_from_the_weights(both: list[dict[str, Any]], place: Ground) -> None:
     whole = both[0]["zero 3"][0]
-    ((trained, steps, said),) = run_ranks(on_one, 1, ground)
+    ((trained, steps, said),) = run_ranks(on_one, 1, place)
     assert steps == [3, 4, 5, 6] or steps == [5, 6]
     done = STEPS - len(steps)
     assert trained.losses[: done + 1] == pytest.approx(whole.losses[: done + 1], rel=1e-4)
@@ -190,12 +196,12 @@ def test_another_number_of_workers_goes_on_from_the_weights(both: list[dict[str,
     assert said[0].endswith("; the workers or their layout changed, so the optimizer starts afresh")
 
 
-def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(ground: Ground) -> None:
-    ((whole, trained, said),) = run_ranks(on_a_full_disk, 1, ground)
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(own_ground: Ground) -> None:
+    ((whole, trained, said),) = run_ranks(on_a_full_disk, 1, own_ground)
     assert trained.losses == whole.losses
     assert said == ["a checkpoint could not be written, the training goes on: [Errno 28] No space left on device"] * 2
 
 
-def test_checkpoints_hold_no_pickle(both: list[dict[str, Any]], ground: Ground) -> None:
-    files = [path for path in Path(ground.store, KIND).rglob("*") if path.is_file()]
+def test_checkpoints_hold_no_pickle(both: list[dict[str, Any]], place: Ground) -> None:
+    files = [path for path in Path(place.store, KIND).rglob("*") if path.is_file()]
     assert files and {path.suffix for path in files} == {".safetensors", ".json"}

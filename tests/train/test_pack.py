@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,6 @@ from vrray.data.rows import Row
 from vrray.errors import TrainingError
 from vrray.region import place
 from vrray.specs import Recipe
-from vrray.store import Store
 from vrray.train.checkpoint import KIND
 from vrray.train.desk import Cancelled, Paused
 from vrray.train.execution import RUNG, RUNG_SCORE, Execution
@@ -235,9 +233,9 @@ def test_other_families(family: str, tmp_path: Any) -> None:
         same(together, single)
 
 
-def interrupted(ground: Ground, store: str) -> Any:
+def interrupted(ground: Ground) -> Any:
     """A pack that is killed, then goes on: together, and each trial alone."""
-    workspace, rows = replace(ground, store=store).workspace(), ground.rows
+    workspace, rows = ground.workspace(), ground.rows
     trials = [replace(t, rows=rows, execution=replace(t.execution, checkpoint_steps=2)) for t in (TRIALS[0], TRIALS[1])]
     singles = [train(workspace, training, lambda _: None) for training in trials]
     with pytest.raises(Interrupted):
@@ -249,9 +247,8 @@ def interrupted(ground: Ground, store: str) -> Any:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_pack_goes_on_from_its_checkpoints(ground: Ground, tmp_path: Any, world: int) -> None:
-    shutil.copytree(ground.store, tmp_path / "store")
-    for singles, resumed, reports, kept in run_ranks(interrupted, world, ground, str(Store(tmp_path / "store").uri)):
+def test_a_pack_goes_on_from_its_checkpoints(own_ground: Ground, world: int) -> None:
+    for singles, resumed, reports, kept in run_ranks(interrupted, world, own_ground):
         assert kept == [["step-00000002", "step-00000004"]] * 2
         for single, outcome, said in zip(singles, resumed, reports, strict=True):
             same(outcome, single)
@@ -259,9 +256,9 @@ def test_a_pack_goes_on_from_its_checkpoints(ground: Ground, tmp_path: Any, worl
             assert [report["step"] for report in said[1:]] == [5.0]
 
 
-def paused(ground: Ground, store: str) -> Any:
+def paused(ground: Ground) -> Any:
     """A pack of which one trial is paused; then that one goes on alone."""
-    workspace, rows = replace(ground, store=store).workspace(), ground.rows
+    workspace, rows = ground.workspace(), ground.rows
     trials = [replace(training, rows=rows) for training in (TRIALS[0], TRIALS[1])]
     singles = [train(workspace, training, lambda _: None) for training in trials]
     first, second = train_pack(workspace, trials, [until(3, Paused), lambda _: None], ["a", "b"])
@@ -270,16 +267,15 @@ def paused(ground: Ground, store: str) -> Any:
     return singles, first, second, kept, after
 
 
-def test_a_paused_trial_keeps_a_checkpoint_and_the_others_go_on(ground: Ground, tmp_path: Any) -> None:
-    shutil.copytree(ground.store, tmp_path / "store")
-    for singles, first, second, kept, after in run_ranks(paused, 2, ground, str(Store(tmp_path / "store").uri)):
+def test_a_paused_trial_keeps_a_checkpoint_and_the_others_go_on(own_ground: Ground) -> None:
+    for singles, first, second, kept, after in run_ranks(paused, 2, own_ground):
         assert first is None and kept == ["step-00000003"]
         same(second, singles[1])
         same(after, singles[0])
 
 
-def paused_at_a_rung(ground: Ground, store: str) -> Any:
-    workspace = replace(ground, store=store).workspace()
+def paused_at_a_rung(ground: Ground) -> Any:
+    workspace = ground.workspace()
     trials = [replace(asked(training, ground.rows[:4], 2), rows=ground.rows) for training in TRIALS[:2]]
     singles = [train(workspace, training, lambda _: None) for training in trials]
 
@@ -293,9 +289,8 @@ def paused_at_a_rung(ground: Ground, store: str) -> Any:
     return singles, first, second, kept, after
 
 
-def test_a_trial_that_is_paused_at_a_rung_keeps_a_checkpoint(ground: Ground, tmp_path: Any) -> None:
-    shutil.copytree(ground.store, tmp_path / "store")
-    for singles, first, second, kept, after in run_ranks(paused_at_a_rung, 2, ground, str(tmp_path / "store")):
+def test_a_trial_that_is_paused_at_a_rung_keeps_a_checkpoint(own_ground: Ground) -> None:
+    for singles, first, second, kept, after in run_ranks(paused_at_a_rung, 2, own_ground):
         assert first is None and kept == [["step-00000002"], []]
         same(second, singles[1])
         same(after, singles[0])
