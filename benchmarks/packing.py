@@ -25,23 +25,30 @@ from typing import Any
 from benchmarks.models import proportioned_decoder
 from vrray.api import connected, pretrain_projector
 from vrray.specs import SweepSpec
-from vrray.store import Store
+from vrray.store import MARKER, Store
 from vrray.sweep.session import open_session
 from vrray.sweep.trial import DELTA
 
 
 @dataclass(frozen=True)
 class Run:
-    """The makespan in seconds, and what the store says of each trial."""
+    """The makespan in seconds, what the store says of each trial, and when it was committed; in that order."""
 
     name: str
     seconds: float
     trials: list[dict[str, Any]]
+    committed: list[float]
 
     @property
     def step_seconds(self) -> float:
         """Seconds in which optimizer steps ran; a pack's steps are those of all its trials."""
         return sum(trial["train_seconds"] / trial.get("pack", 1.0) for trial in self.trials)
+
+    @property
+    def between(self) -> float:
+        """Seconds from the end of one training to the first step of the next one (median)."""
+        later = zip(self.committed, self.committed[1:], self.trials[1:], strict=False)
+        return statistics.median(end - trial["train_seconds"] - before for before, end, trial in later)
 
     @property
     def peak_mib(self) -> float:
@@ -115,11 +122,13 @@ def _run(options: Any, name: str, base: Path, pack: str, *, cold: bool = False) 
         own = [*kept, "--placements", *placements, "--rates", *rates, "--train", storage, pack]
         subprocess.run([sys.executable, "-m", "benchmarks.packing", *map(str, own)], check=True, stdout=sys.stderr)
     seconds = time.monotonic() - began
-    trials = [store.describe(DELTA, key) for key in set(store.keys(DELTA)) - before]
+    ended = {key: (storage / DELTA / key / MARKER).stat().st_mtime for key in set(store.keys(DELTA)) - before}
+    keys = sorted(ended, key=ended.__getitem__)
+    trials = [store.describe(DELTA, key) for key in keys]
     wanted = len(options.placements) * len(options.rates)
     assert len(trials) == wanted, f"{name}: {len(trials)} of {wanted} trials are in the store"
     print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
-    return Run(name, seconds, trials)
+    return Run(name, seconds, trials, [ended[key] for key in keys])
 
 
 def _print(runs: Sequence[Run]) -> None:
@@ -129,6 +138,7 @@ def _print(runs: Sequence[Run]) -> None:
     for run in runs:
         cells = [f"{run.seconds:.0f}", f"{run.seconds / warm.seconds:.2f}", f"{run.step_seconds:.0f}"]
         print(f"| {run.name} | {' | '.join(cells)} | {run.peak_mib:.0f} | {run.loss:.3f} |")
+    print(f"\nFrom the end of one training to the first step of the next, warm: {warm.between:.1f} s (median).")
     start = (cold.seconds - cold.step_seconds) / len(cold.trials)
     print(
         f"\nOne start-up (cold, a trial): {start:.0f} s. One start-up and all steps: {start + warm.step_seconds:.0f} s."

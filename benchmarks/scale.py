@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def _measure(trials: int, storage: str) -> dict[str, float]:
             "max_steps": STEPS,
             "projector_steps": STEPS,
             "workers": 1,
+            "pack": 1,
             "storage": storage,
         }
     )
@@ -165,10 +167,11 @@ def _serve(setup: Setup, desk: Any, group: str) -> None:
     """What `vrray.train.desk.serve` does, with jobs that are made up."""
     store, number = Store(setup.store_uri), 0
     claims = Claims(store, setup.run)
-    while (job := ray.get(desk.job.remote(group, number))) != "close":
-        if job is None:
+    while (jobs := ray.get(desk.jobs.remote(group, number))) != "close":
+        if jobs is None:
             time.sleep(0.05)
             continue
+        (job,) = jobs
         number += 1
         if isinstance(job, VariantsJob):
             for key, removed in job.variants:
@@ -176,8 +179,12 @@ def _serve(setup: Setup, desk: Any, group: str) -> None:
         else:
             assert isinstance(job, TrialJob) and claims.take(job.key) is None
             with claims.kept(job.key):
-                _run_trial(store, job.site, job.trial, lambda metrics: ray.get(desk.post.remote(job.key, metrics)))
+                _run_trial(store, job.site, job.trial, partial(_post, desk, job.key))
         ray.get(desk.end.remote(job.key))
+
+
+def _post(desk: Any, key: str, metrics: dict[str, Any]) -> None:
+    ray.get(desk.post.remote(key, metrics))
 
 
 def _run_trial(store: Store, site: Site, trial: Trial, report: Callable[[dict[str, Any]], object]) -> None:

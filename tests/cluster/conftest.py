@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.cluster.network import Network
 from tests.cluster.processes import Cluster
 
 
@@ -14,13 +16,25 @@ def start_cluster() -> Iterator[Callable[..., Cluster]]:
     """Starts clusters with that many CPUs on their head node; they end with the test."""
     started: list[Cluster] = []
 
-    def start(cpus: int, **environment: str) -> Cluster:
-        started.append(Cluster(cpus, **environment))
+    def start(cpus: int, network: Network | None = None, **environment: str) -> Cluster:
+        started.append(Cluster(cpus, network, **environment))
         return started[-1]
 
     yield start
     for cluster in started:
         cluster.stop()
+
+
+@pytest.fixture
+def network() -> Iterator[Network | None]:
+    """None where this process may not make a network: then all nodes have this machine's address."""
+    try:
+        made = Network()
+    except (OSError, subprocess.CalledProcessError):
+        yield None
+        return
+    yield made
+    made.remove()
 
 
 @pytest.fixture

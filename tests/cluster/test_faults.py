@@ -16,6 +16,7 @@ import pytest
 from tiny import draw_photos, tiny_records
 
 from tests.cluster.commands import ROOT, flags
+from tests.cluster.network import Network
 from tests.cluster.processes import Cluster, Node, below
 from vrray.data.records import write_records
 
@@ -144,13 +145,15 @@ def test_a_lost_node_is_replaced_or_done_without(
     command: Callable[[Path], list[str]],
     undisturbed: list[float],
     tmp_path: Path,
+    network: Network | None,  # first, so that it outlives the cluster
     start_cluster: Callable[..., Cluster],
 ) -> None:
-    cluster = start_cluster(cpus=0)  # the driver's part runs on the head
+    # The driver's part runs on the head. A node that says nothing is given up after 10 s, not after 55 as by default.
+    cluster = start_cluster(0, network, RAY_health_check_period_ms="1000", RAY_health_check_timeout_ms="1000")
     cluster.add()
     cluster.add()
     impatient = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
-    process = start(command(tmp_path), **cluster.driver_environment, **impatient)
+    process = start(cluster.on_head(command(tmp_path)), **cluster.driver_environment, **impatient)
     wait_for_checkpoint(tmp_path, 2, process)
     cluster.lose(node_to_lose(cluster))
     cluster.add()

@@ -30,7 +30,7 @@ from vrray.sweep.leaks import FILE as LEAKS
 from vrray.sweep.leaks import Leaks, sweep_leaks, training_of
 from vrray.sweep.live import LiveState, published
 from vrray.sweep.prepare import Prepared
-from vrray.sweep.session import Session, open_session
+from vrray.sweep.session import WEAK, Session, open_session
 from vrray.sweep.shown import write_shown
 from vrray.sweep.table import baselines, sweep_table
 from vrray.sweep.trial import EVALUATION, Lacking, Measuring, evaluation_key, read_scores
@@ -70,8 +70,10 @@ def run_sweep(spec: SweepSpec) -> None:
         seconds = time.monotonic() - began
         _write(session.store, session.prepared, table, leaks, seconds)
         reasons = sorted(set(unfinished.values()))
-        recording.to_be_continued = not all(reason.startswith("failed: ") for reason in reasons)
-        if reasons and all(reason.startswith("failed: ") for reason in reasons) and not choose(table):
+        recording.to_be_continued = not all(
+            reason.startswith("failed: ") or reason.endswith(WEAK) for reason in reasons
+        )
+        if reasons and not recording.to_be_continued and not choose(table):
             raise TrainingError(f"no trial finished: {'; '.join(reasons)}")
     print(f"report: {session.store.location('sweeps', spec.name, 'report.md')} ({seconds:.0f} s)", flush=True)
 

@@ -45,6 +45,8 @@ from vrray.train.group import WorkerGroups
 from vrray.train.launch import Capacity, failure_reason
 from vrray.upkeep.records import RAY
 
+WEAK = "weaker than others, by --scheduler asha"
+
 
 @dataclass(frozen=True)
 class Session:
@@ -189,8 +191,10 @@ class Session:
         if result.error:
             return f"failed: {failure_reason(result.error)}"
         step = f"at step {metrics.get('step', 0):g}"
+        if "failed" in metrics:
+            return f"failed: {metrics['failed']}"
         if "paused" not in metrics:
-            return f"failed: {metrics.get('failed') or f'stopped by the scheduler {step}'}"
+            return f"stopped {step}: {WEAK}"
         within = "step" in metrics and not self.store.has(DELTA, trial.key)  # else only its healing is lacking
         return f"stopped {step}: {self._spent()}" if within else f"not run: {self._spent()}"
 

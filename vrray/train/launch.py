@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -84,7 +86,7 @@ def make_trainer(
     return TorchTrainer(
         worker,
         train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=_ByNodeAddress(backend="nccl" if gpu else "gloo"),
         scaling_config=train.ScalingConfig(
             num_workers=spec.workers, use_gpu=gpu, resources_per_worker=_worker_resources(spec, gpu)
         ),
@@ -94,6 +96,32 @@ def make_trainer(
             failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=1),
         ),
     )
+
+
+def use_node_address() -> None:
+    """Have gloo listen where Ray reaches this node; `GLOO_SOCKET_IFNAME` goes before.
+
+    By itself gloo listens at the address of the host's name, which many systems have as 127.0.1.1: then workers on
+    several nodes do not find each other.
+    """
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if address in {each.address for each in addresses}:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+class _ByNodeAddressBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(use_node_address)
+        super().on_start(worker_group, backend_config)
+
+
+class _ByNodeAddress(TorchConfig):
+    """Ray's set-up of torch.distributed, with addresses that other nodes reach."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _ByNodeAddressBackend
 
 
 def failure_reason(error: BaseException) -> str:
