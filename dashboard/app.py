@@ -9,7 +9,7 @@ import gradio as gr
 from dashboard import compare_page, examples_page, regions_page, sweep_page, votes_page
 from dashboard.answers import connect
 from dashboard.catalogue import Catalogue
-from dashboard.markup import shown_uri, tag
+from dashboard.markup import tag
 from dashboard.openai_api import LOOPBACK, ApiServer, check_token
 from dashboard.serving import Scale
 from dashboard.site import Site
@@ -73,7 +73,7 @@ def build_app(site: Site) -> gr.Blocks:
     """All pages on one site."""
     with gr.Blocks(title="vrray", analytics_enabled=False, delete_cache=_CACHE_SECONDS, elem_classes="v-app") as app:
         gr.HTML(
-            tag("header", tag("h1", "vrray"), tag("p", f"store {shown_uri(site.store.uri)}"), cls="v-head"),
+            tag("header", tag("h1", "vrray"), tag("p", f"store {site.store.shown()}"), cls="v-head"),
             apply_default_css=False,
         )
         with gr.Tabs() as tabs:

@@ -135,7 +135,7 @@ class Catalogue:
             return self.store.names(folder)
         except OSError as error:
             raise StoreError(
-                f"{self.store.uri} cannot be read: {error}; check --store and its access rights"
+                f"{self.store.shown()} cannot be read: {error}; check --store and its access rights"
             ) from error
 
     def _stamp(self, sweep: str, file: str) -> int:
@@ -176,9 +176,9 @@ class Catalogue:
         try:
             stamp = self.store.stamp(name)
         except OSError as error:
-            raise StoreError(f"{self.store.uri}: {name} cannot be read: {error}") from error
+            raise StoreError(f"{self.store.shown()}: {name} cannot be read: {error}") from error
         if stamp is None:
-            raise StoreError(f"{self.store.uri}: there is no {name}; {remedy}")
+            raise StoreError(f"{self.store.shown()}: there is no {name}; {remedy}")
         with self._lock:
             if (name, kind) in self._read and self._read[name, kind][0] == stamp:
                 self._read.move_to_end((name, kind))
@@ -187,7 +187,7 @@ class Catalogue:
         try:
             value = read(self.store.read_bytes(name))
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise StoreError(f"{self.store.uri}: {name} cannot be read ({error}); {remedy}") from error
+            raise StoreError(f"{self.store.shown()}: {name} cannot be read ({error}); {remedy}") from error
         with self._lock:
             self._read[name, kind] = stamp, value
             while len(self._read) > _KEPT:

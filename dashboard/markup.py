@@ -80,12 +80,3 @@ watch('value', () => {
 
 What was picked gets the focus back when the markup is drawn anew, so that the keyboard stays where it was.
 """
-
-
-def shown_uri(uri: str) -> str:
-    """A store's URI without user, password and query, which may hold keys."""
-    if "://" not in uri:
-        return uri
-    scheme, _, rest = uri.partition("://")
-    host, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.context import Context
 
 from dashboard.board import Board
-from dashboard.markup import PICK, Markup, note, shown_uri, tag
+from dashboard.markup import PICK, Markup, note, tag
 from dashboard.region_parts import correlation_table, curves, layer_buttons
 from dashboard.site import Site
 from dashboard.whatif import Asked, command_for, depth_of, estimated_seconds, no_layers, plan_for, plan_markup
@@ -114,7 +114,7 @@ class _Page:
         except VrrayError as error:
             return note("No layer scores to show", str(error), "warn"), tag("div")
         if not scores:
-            return note("No layer scores yet", _NO_SCORES.format(uri=shown_uri(self._site.store.uri))), tag("div")
+            return note("No layer scores yet", _NO_SCORES.format(uri=self._site.store.shown())), tag("div")
         depth = max(len(score.values) for score in scores.values())
         try:
             layers = self._place(placement, depth, count, scores)
@@ -161,7 +161,7 @@ class _Page:
             return picked, cells, note("This cannot be planned", str(error), "error"), ""
         context = self._context(source)
         board = self._board(source) if context.get("model") == model else None
-        text = command_for(asked, shown_uri(self._site.store.uri), context)
+        text = command_for(asked, self._site.store.shown(), context)
         return picked, cells, plan_markup(plan, estimated_seconds(plan, board)), text
 
     def _sources(self) -> Sources:

@@ -13,7 +13,7 @@ from dashboard.downloads import FILES, Downloads
 from dashboard.figures import layer_map, retention, scatter
 from dashboard.leaderboard import View, detail, failures, headline, leaderboard, shown_page
 from dashboard.live_part import is_running, live_markup
-from dashboard.markup import PICK, Markup, note, shown_uri, tag
+from dashboard.markup import PICK, Markup, note, tag
 from dashboard.site import Site
 from vrray.errors import VrrayError
 
@@ -104,7 +104,7 @@ class _Page:
         except VrrayError as error:
             return self._nothing(note("The store cannot be read", str(error), "error"))
         if not names:
-            return self._nothing(note("No sweep yet", _NO_SWEEP.format(uri=shown_uri(self._site.store.uri))))
+            return self._nothing(note("No sweep yet", _NO_SWEEP.format(uri=self._site.store.shown())))
         name = sweep if sweep in names else names[0]
         return (gr.Dropdown(names, value=name), *self._sweep(name, View(), cost, Filter(), fresh=True))
 
@@ -167,7 +167,7 @@ class _Page:
         known = view.chosen in board.places
         key = board.cells(board.places[view.chosen])["key"] if known else ""
         of, strip = (view.chosen, scores[key]) if key in scores else _any_scores(board, scores)
-        about = detail(board, name, shown_uri(self._site.store.uri), view.chosen) if known else tag("div")
+        about = detail(board, name, self._site.store.shown(), view.chosen) if known else tag("div")
         return (
             leaderboard(board, view, found),
             tag("div", *drawings, cls="v-stack"),

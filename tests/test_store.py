@@ -21,7 +21,7 @@ import pytest
 from pyarrow.fs import FileSelector, FileType
 
 from vrray.errors import StoreError
-from vrray.store import MARKER, Damage, Store, content_key
+from vrray.store import MARKER, Damage, Store, content_key, shown_uri
 
 
 def writing(**contents: str) -> Callable[[Path], None]:
@@ -432,3 +432,27 @@ print(table.num_columns, len(os.listdir("/proc/self/task")) - before)
         [sys.executable, "-c", script, str(tmp_path / "table.parquet")], capture_output=True, text=True, check=True
     )
     assert ran.stdout.split() == ["16", "0"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("/data/runs", "/data/runs"),
+        ("s3://KEY:SECRET@bucket/runs", "s3://bucket/runs"),
+        (
+            "s3://KEY:SECRET@bucket/a/runs?endpoint_override=127.0.0.1:9000&scheme=http&secret=y",
+            "s3://bucket/a/runs?endpoint_override=127.0.0.1:9000&scheme=http",
+        ),
+        ("gs://anonymous@bucket/runs?access_token=t", "gs://bucket/runs"),
+    ],
+)
+def test_a_uri_is_shown_without_its_keys(uri: str, shown: str) -> None:
+    assert shown_uri(uri) == shown
+
+
+def test_errors_show_no_keys() -> None:
+    with pytest.raises(StoreError) as refused:
+        Store("s3x://KEY:SECRET@bucket/runs")
+    assert "SECRET" not in str(refused.value)
+    missing = Store("s3://KEY:SECRET@bucket/runs?region=r")
+    assert missing.shown("sweeps", "one") == "s3://bucket/runs/sweeps/one?region=r"

@@ -115,7 +115,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """What `jobs/evaluate.py` prints as its last line."""
         results = self.table.drop_columns(["detail"]).to_pylist()
-        report = self._store.location("evaluations", self.name, "report.md")
+        report = self._store.shown("evaluations", self.name, "report.md")
         return {"name": self.name, "report": report, "results": results}
 
 

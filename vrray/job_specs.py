@@ -156,12 +156,17 @@ class EvaluateSpec(Frozen):
         return RunSpec.parse({**shared, "global_batch": math.lcm(*range(1, self.workers + 1))})
 
     def command(self) -> str:
-        """The command line that says the same."""
+        """The command line that says the same, without the keys of a URI."""
+        from vrray.store import shown_uri
+
         words = ["python", "jobs/evaluate.py"]
         for name, value in self.model_dump(exclude_defaults=True).items():
             flag = name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")
             else:
-                words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+                words += [
+                    f"--{flag}",
+                    *(shown_uri(str(each)) for each in (value if isinstance(value, list) else [value])),
+                ]
         return shlex.join(words)

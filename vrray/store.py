@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +32,7 @@ MARKER = "COMMITTED.json"
 _CHUNK = 8 << 20
 _READS = 50  # of a file that changes while it is read
 _OBJECT_STORES = ("s3", "gcs")
+_SHOWN_OPTIONS = ("endpoint_override", "region", "scheme")  # of a URI's query; others may be keys
 _OTHER_HASH = "another SHA-256"
 
 
@@ -57,6 +59,15 @@ class Damage:
     attempt: str = ""
 
 
+def shown_uri(uri: str) -> str:
+    """A URI without user, password and other keys."""
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    query = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name in _SHOWN_OPTIONS], safe=":/")
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
 class Store:
     """Artefacts and plain files below one URI (a local path, or whatever pyarrow.fs takes, such as s3:// or gs://).
 
@@ -74,7 +85,10 @@ class Store:
         try:
             self._fs, self._root = pafs.FileSystem.from_uri(text)
         except (ValueError, OSError) as error:
-            raise StoreError(f"storage {text!r} cannot be used ({error}); give a local path or a URI") from error
+            reason = str(error).replace(text, shown_uri(text))
+            raise StoreError(
+                f"storage {shown_uri(text)!r} cannot be used ({reason}); give a local path or a URI"
+            ) from error
         self.uri = text
         self.asked: dict[str, set[str]] = {}
 
@@ -231,6 +245,10 @@ class Store:
         root, separator, query = self.uri.partition("?")
         return "/".join([root.rstrip("/"), *names]) + separator + query
 
+    def shown(self, *names: str) -> str:
+        """The location of something below the store's root, for people: without keys."""
+        return shown_uri(self.location(*names))
+
     # Plain files, such as a sweep's table and report
 
     @patient
@@ -284,8 +302,8 @@ class Store:
                     if stream.metadata() == version:
                         return data
         except FileNotFoundError:
-            raise StoreError(f"{self.uri}: there is no {name}") from None
-        raise StoreError(f"{self.location(name)} is written anew faster than it can be read")
+            raise StoreError(f"{self.shown()}: there is no {name}") from None
+        raise StoreError(f"{self.shown(name)} is written anew faster than it can be read")
 
     def stamp(self, name: str) -> tuple[int, int] | None:
         """Time of the last change (ns since the epoch) and size of one file; None when there is no such file."""
@@ -328,7 +346,7 @@ class Store:
         try:
             marker: dict[str, Any] = json.loads(self.read_bytes(f"{kind}/{key}/{MARKER}"))
         except StoreError:
-            raise StoreError(f"{self.uri}: no complete artefact {kind}/{key}") from None
+            raise StoreError(f"{self.shown()}: no complete artefact {kind}/{key}") from None
         except ValueError as error:
             raise self._damaged(kind, key, Damage(MARKER, str(error))) from error
         return marker
@@ -363,7 +381,7 @@ class Store:
         except OSError as error:
             remedy = f"its {MARKER} cannot be removed ({error}): delete the folder to have it rebuilt"
         found = f"{damage.file} is not what was committed ({damage.found})"
-        return StoreError(f"{self.location(kind, key)}: {found}; {remedy}")
+        return StoreError(f"{self.shown(kind, key)}: {found}; {remedy}")
 
     @patient
     def _remove(self, remove: Callable[[str], None], path: str) -> None:

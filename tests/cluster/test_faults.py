@@ -6,45 +6,23 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny import draw_photos, tiny_records
 
-from tests.cluster.commands import ROOT, flags
+from tests.cluster.commands import ROOT
 from tests.cluster.network import Network
-from tests.cluster.processes import Cluster, Node, below
-from vrray.data.records import write_records
+from tests.cluster.processes import Cluster, below
+from tests.cluster.training import losses, node_to_lose, start, training_command, wait_for_checkpoint, write_data
 
 pytestmark = pytest.mark.ray
-
-STEPS = 12
-OPTIONS: dict[str, Any] = {
-    "placement": "1,4",
-    "mode": "full",
-    "learning-rate": 3e-3,
-    "projector-learning-rate": 1e-2,
-    "global-batch": 32,
-    "micro-batch": 2,  # many small micro-batches: a step takes long enough to be hit
-    "max-steps": STEPS,
-    "projector-steps": 1,
-    "checkpoint-steps": 2,
-    "precision": "fp32",
-    "node-wait": 5,
-}
 
 
 @pytest.fixture(scope="module")
 def command(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[str]]:
-    folder = tmp_path_factory.mktemp("photos")
-    records = tiny_records(draw_photos(folder, 12), 20)
-    write_records(folder / "records.jsonl", records)
-    options = {**OPTIONS, "model": tiny_model, "data": folder / "records.jsonl", "image-folder": folder}
-    return lambda storage: [sys.executable, "jobs/finetune.py", *flags({**options, "storage": storage})]
+    places = {"model": tiny_model, **write_data(tmp_path_factory.mktemp("photos"))}
+    return lambda storage: training_command(storage, **places)
 
 
 @pytest.fixture(scope="module")
@@ -57,42 +35,6 @@ def undisturbed(command: Callable[[Path], list[str]], tmp_path_factory: pytest.T
     assert result.keys() >= wanted | {"train_seconds", "delta_bytes", "zero", "padded_share"}
     assert not (storage / "checkpoint" / result["key"]).exists()
     return losses(storage)
-
-
-def losses(storage: Path) -> list[float]:
-    """The loss of each step of the training; that of the projector has one step only."""
-    infos = [json.loads(path.read_text())["info"] for path in storage.glob("delta/*/COMMITTED.json")]
-    (found,) = [info["losses"] for info in infos if len(info["losses"]) == STEPS]
-    return list(found)
-
-
-def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_checkpoint(storage: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Wait until both ranks have written a checkpoint of that step or a later one."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        whole = [
-            int(path.name.removeprefix("step-"))
-            for path in storage.glob("checkpoint/*/step-*")
-            if len(list(path.glob("rank-*/COMMITTED.json"))) == 2
-        ]
-        if max(whole, default=0) >= step:
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    process.kill()
-    raise AssertionError(f"no checkpoint of step {step}: {process.communicate()[0]}")
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -134,11 +76,6 @@ def test_a_killed_driver_of_a_trial_is_replaced(
     driver.kill()
     finish(process)
     assert losses(tmp_path) == undisturbed
-
-
-def node_to_lose(cluster: Cluster) -> Node:
-    """A node of one CPU that does not bear the desk, on which the driver waits."""
-    return next(node for node in cluster.nodes[1:] if not node.running("ray::Desk"))
 
 
 def test_a_lost_node_is_replaced_or_done_without(

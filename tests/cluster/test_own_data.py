@@ -1,14 +1,16 @@
-"""A sweep on data of one's own, on real Ray: embedded images, computed live, scored on rows that are held out."""
+"""Sweeps that start Ray themselves: on data of one's own, with embedded images, scored on rows that are held out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import ray
 
 import vrray
 from tests.cluster.commands import OPTIONS
 from tests.cluster.own_data import write_own_data
+from vrray.errors import ClusterError
 from vrray.store import Store
 
 pytestmark = pytest.mark.ray
@@ -34,3 +36,12 @@ def test_a_sweep_on_ones_own_data(tiny_model: Path, tmp_path: Path) -> None:
         assert row["score_textual_low"] <= row["score_textual"] <= row["score_textual_high"]
     assert rows[sweep.best()["variant"]]["test_score_visual"] is not None
     assert Store(tmp_path / "store").keys("features") == []
+
+
+def test_a_cluster_that_is_too_small_is_refused_with_figures(tmp_path: Path) -> None:
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(ClusterError, match=r"needs 2 workers .*has 1 CPUs .*--workers"):
+            vrray.tune_layers(**OPTIONS, storage=str(tmp_path))
+    finally:
+        ray.shutdown()

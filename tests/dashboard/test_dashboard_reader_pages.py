@@ -14,7 +14,7 @@ from dashboard import examples_page, regions_page, sweep_page
 from dashboard.app import Launch, build_app, parse_auth
 from dashboard.catalogue import Catalogue
 from dashboard.live_part import is_running, live_markup
-from dashboard.markup import join, shown_uri, tag
+from dashboard.markup import join, tag
 from dashboard.site import Site
 from vrray import cli
 from vrray.errors import SpecError
@@ -35,11 +35,6 @@ def test_text_is_escaped_wherever_it_comes_in() -> None:
     made = tag("p", HOSTILE, join("<b>", tag("i", "x")), title='" onclick="', hidden=True, lang=None)
     assert "<img" not in made and "<script" not in made and "&lt;b&gt;<i>x</i>" in made
     assert 'title="&quot; onclick=&quot;"' in made and " hidden>" in made and "lang" not in made
-
-
-def test_a_uri_is_shown_without_its_keys() -> None:
-    assert shown_uri("s3://KEY:SECRET@bucket/runs?endpoint_override=x&secret=y") == "s3://bucket/runs"
-    assert shown_uri("/data/runs") == "/data/runs"
 
 
 def test_an_empty_store_says_what_to_do(tmp_path: Path) -> None:

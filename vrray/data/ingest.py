@@ -182,7 +182,7 @@ def _known(store: Store, index: str, images: Images) -> Ingested | None:
 def _described(store: Store, key: str) -> Ingested:
     info = store.describe(KIND, key)
     counts = Counter(info["counts"])
-    rejected = store.location("rejected", f"{key}.parquet") if counts["rejected"] else None
+    rejected = store.shown("rejected", f"{key}.parquet") if counts["rejected"] else None
     return Ingested(key, info["rows"], info["longest"], counts, info["embedded"], rejected)
 
 
@@ -233,7 +233,7 @@ def _publish(store: Store, key: str, rejected: Sequence[Mapping[str, Any]]) -> s
     write_refusals(sink, rejected)
     name = f"rejected/{key}.parquet"
     store.write_bytes(name, sink.getvalue().to_pybytes())
-    return store.location(name)
+    return store.shown(name)
 
 
 def _refusal(store: Store, parts: Parts, key: str, what: str) -> DataError:

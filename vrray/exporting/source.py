@@ -61,7 +61,7 @@ def _of_sweep(spec: ExportSpec) -> Source:
     if "table.parquet" not in store.names(folder):
         known = ", ".join(store.names("sweeps")) or "none"
         raise SpecError(
-            f"--sweep {spec.sweep}: there is no finished sweep of that name in {store.uri} (it has {known})"
+            f"--sweep {spec.sweep}: there is no finished sweep of that name in {store.shown()} (it has {known})"
         )
     table = store.read_table(f"{folder}/table.parquet")
     about = json.loads(store.read_bytes(f"{folder}/sweep.json"))

@@ -56,5 +56,5 @@ def tune_trial(config: dict[str, Any], space: Space, site: Site, store_uri: str,
         about = store.describe(EVALUATION, evaluation_key(trial.key, (), site.select, False))
         seen["score"] = main_score(about)
     with tempfile.TemporaryDirectory(prefix="vrray-") as folder:
-        Path(folder, "artefact.json").write_text(json.dumps({"delta": store.location(DELTA, trial.key)}))
+        Path(folder, "artefact.json").write_text(json.dumps({"delta": store.shown(DELTA, trial.key)}))
         tune.report(seen, checkpoint=tune.Checkpoint.from_directory(folder))

@@ -52,7 +52,7 @@ def write_results(evaluation: Evaluation) -> None:
     store.write_text(f"{folder}/evaluation.json", json.dumps({"context": context, "tasks": asked}, indent=1))
     store.write_table(f"{folder}/results.parquet", pa.Table.from_pylist(list(rows), schema=_RESULTS))
     print(format_results(rows))
-    print(f"report: {store.location(folder, 'report.md')}", flush=True)
+    print(f"report: {store.shown(folder, 'report.md')}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _context(evaluation: Evaluation) -> Mapping[str, str]:
     spec = evaluation.spec
     return {
         "model": f"{evaluation.model} (base {evaluation.base})",
-        **({"sweep": f"{spec.sweep} in {evaluation.store.uri}"} if spec.sweep else {}),
+        **({"sweep": f"{spec.sweep} in {evaluation.store.shown()}"} if spec.sweep else {}),
         "image leaks": evaluation.leaks_text(),
         "template": evaluation.template,
         "precision": str(evaluation.precision),

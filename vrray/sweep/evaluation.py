@@ -113,7 +113,7 @@ def _of_sweep(spec: EvaluateSpec, store: Store) -> tuple[str, tuple[Variant, ...
     folder = f"sweeps/{spec.sweep}"
     if "table.parquet" not in store.names(folder):
         known = ", ".join(store.names("sweeps")) or "none"
-        raise SpecError(f"--sweep {spec.sweep}: no finished sweep of that name in {store.uri} (it has {known})")
+        raise SpecError(f"--sweep {spec.sweep}: no finished sweep of that name in {store.shown()} (it has {known})")
     table = store.read_table(f"{folder}/table.parquet")
     rows = {row["variant"]: row for row in table.to_pylist() if row["status"] == "complete"}
     names = spec.variants or list(rows)

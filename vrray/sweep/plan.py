@@ -58,7 +58,7 @@ def plan_text(
         f"{prepared.shape.depth} layers recompute activations ({choice.reason})",
         f"vision features: {'computed once and stored' if prepared.features.cached else 'computed in every step'} "
         f"({prepared.features.reason}); {sum(len(chunk.images) for chunk in chunks)} images to compute",
-        f"storage: {store.uri}; deltas about {_delta_mib(prepared, trials, store):.0f} MiB",
+        f"storage: {store.shown()}; deltas about {_delta_mib(prepared, trials, store):.0f} MiB",
         *_floor_lines(site),
         *(_time_line(store, prepared, missing, at_once) if trials or _finds_trials(prepared) else []),
     ]

@@ -75,7 +75,7 @@ def run_sweep(spec: SweepSpec) -> None:
         )
         if reasons and not recording.to_be_continued and not choose(table):
             raise TrainingError(f"no trial finished: {'; '.join(reasons)}")
-    print(f"report: {session.store.location('sweeps', spec.name, 'report.md')} ({seconds:.0f} s)", flush=True)
+    print(f"report: {session.store.shown('sweeps', spec.name, 'report.md')} ({seconds:.0f} s)", flush=True)
 
 
 def _score_held_out(session: Session, table: pa.Table) -> None:

@@ -38,7 +38,9 @@ def run_scores(spec: ScoreSpec) -> None:
     by_key = of not in _BARE and Store(spec.storage).has(DELTA, of)
     trains = of not in _BARE and not by_key
     if trains and re.fullmatch("[0-9a-f]{16,}", of):
-        raise SpecError(f"of {of}: {spec.storage} has no delta of that key; set storage to where it was trained")
+        raise SpecError(
+            f"of {of}: {Store(spec.storage).shown()} has no delta of that key; set storage to where it was trained"
+        )
     if "change" in spec.wanted and not (trains or by_key):
         raise SpecError(
             f"score change compares a tuned model with its base; set of to a placement such as all, not {of}"
@@ -97,7 +99,7 @@ def _write(
     store.write_table(f"{folder}/correlations.parquet", _correlation_table(between))
     store.write_table(f"{folder}/scores.parquet", _score_table(scores))
     session.progress.say(format_scores(scores, between))
-    session.progress.say(f"report: {store.location(folder, 'report.md')}")
+    session.progress.say(f"report: {store.shown(folder, 'report.md')}")
 
 
 def _score_table(scores: Mapping[str, LayerScores]) -> pa.Table:

@@ -162,7 +162,7 @@ class Session:
         pending = [config for config in space.configs() if not is_complete(store, site, space.trial(config))]
         if spec.search != "optuna" and not pending:
             return self.trials, {}
-        metrics = store.location(RAY, self.tune_run)
+        metrics = store.shown(RAY, self.tune_run)
         self.progress.say(f"metrics of each step: {metrics} ({', '.join(spec.loggers) or 'none'})")
         unfinished: dict[str, str] = {}
         ran = {trial.key: trial for trial in self.trials}

@@ -61,8 +61,8 @@ def check_servable(evaluation: Evaluation) -> None:
         )
     if any(variant.delta is not None for variant in evaluation.variants) and not evaluation.store.is_local:
         raise SpecError(
-            f"--engine vllm reads variants from a folder that every node sees, and --storage {evaluation.store.uri} is "
-            "none; export them with `vrray export` and give their folder to --model"
+            "--engine vllm reads variants from a folder that every node sees, and --storage "
+            f"{evaluation.store.shown()} is none; export them with `vrray export` and give their folder to --model"
         )
 
 

@@ -64,7 +64,7 @@ def remove_garbage(store: Store, garbage: Sequence[Garbage]) -> list[Garbage]:
         try:
             return _remove(store, item)
         except OSError as error:
-            raise StoreError(f"{store.location(item.name)} cannot be removed: {error}") from error
+            raise StoreError(f"{store.shown(item.name)} cannot be removed: {error}") from error
 
     with ThreadPoolExecutor(THREADS) as pool:
         return [item for item, gone in zip(garbage, pool.map(remove, garbage), strict=True) if gone]
@@ -97,12 +97,12 @@ def _check_recorded(store: Store, inventory: Inventory) -> None:
     """Refuse to judge where a run has not recorded what it uses: an older version ran it, or it is being prepared."""
     if unknown := [run.name for run in inventory.runs if run.state == "unknown"]:
         raise StoreError(
-            f"{store.uri}: what {', '.join(unknown)} uses is not recorded; run it again with the same options, which "
-            "trains nothing again, or delete its folder"
+            f"{store.shown()}: what {', '.join(unknown)} uses is not recorded; run it again with the same options, "
+            "which trains nothing again, or delete its folder"
         )
     running = [run for run in inventory.runs if run.state == "running"]
     if early := [run.name for run in running if run.record is None or run.record.finished]:
-        raise StoreError(f"{store.uri}: {', '.join(early)} is starting or ending; wait until it trains or is over")
+        raise StoreError(f"{store.shown()}: {', '.join(early)} is starting or ending; wait until it trains or is over")
 
 
 def _unused(inventory: Inventory) -> Iterator[Garbage]:

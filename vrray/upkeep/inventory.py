@@ -109,7 +109,7 @@ def _listed(store: Store) -> list[File]:
     try:
         return list(store.files())
     except OSError as error:
-        raise StoreError(f"{store.uri} cannot be read: {error}; check --store and its access rights") from error
+        raise StoreError(f"{store.shown()} cannot be read: {error}; check --store and its access rights") from error
 
 
 def _run(store: Store, name: str) -> Run:

@@ -51,7 +51,7 @@ def read_record(store: Store, run: str) -> Record:
         keys = {kind: frozenset(keys) for kind, keys in about["keys"].items()}
         return Record(run, float(about["began"]), bool(about["finished"]), keys)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{store.location(name)} is damaged ({error!r}): start the run again, or delete it") from error
+        raise StoreError(f"{store.shown(name)} is damaged ({error!r}): start the run again, or delete it") from error
 
 
 class Recording:
