@@ -6,9 +6,18 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
+import ray
 
 from tests.cluster.network import Network
 from tests.cluster.processes import Cluster
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """Ray with two CPUs, for whatever a module's tests do in this process."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

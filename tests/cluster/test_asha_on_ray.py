@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,7 @@ pytestmark = pytest.mark.ray
 CPUS, STEPS = 2, 200  # long enough for Tune to hear of a rung before the end
 
 
-@pytest.fixture(autouse=True)
-def cluster_here() -> Iterator[None]:
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_a_weak_trial_makes_room_for_the_next_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_weak_trial_makes_room_for_the_next_one(ray_here: None, tiny_model: Path, tmp_path: Path) -> None:
     sweep = vrray.tune_layers(
         model=str(tiny_model),
         storage=str(tmp_path),

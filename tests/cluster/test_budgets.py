@@ -3,81 +3,80 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import pyarrow.parquet as pq
 import pytest
 
-from tests.cluster.commands import ROOT, flags
+import vrray
+from vrray.errors import SpecError
 
 pytestmark = pytest.mark.ray
 
 OPTIONS: dict[str, Any] = {
     "placements": ["uniform", "top", "bottom"],
-    "layers": 2,
+    "layers": [2],
     "prune": [0, 1],
-    "tasks": "easy-vqa",
+    "tasks": ["easy-vqa"],
     "examples": 8,
     "mode": "full",
-    "global-batch": 4,
-    "max-steps": 3,
-    "projector-steps": 1,
+    "global_batch": 4,
+    "max_steps": 3,
+    "projector_steps": 1,
     "precision": "fp32",
 }
 TRIALS = ("uniform-2", "top-2", "bottom-2")
 
 
-def sweep(model: Path, storage: Path, **changes: Any) -> tuple[dict[str, str], str]:
-    """Run a sweep to exit status 0: the status of each variant, and the output."""
-    options = {**OPTIONS, "model": model, "storage": storage, **changes}
-    command = [sys.executable, "jobs/sweep.py", *flags(options)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    table = pq.read_table(storage / "sweeps" / options.get("name", "sweep") / "table.parquet").to_pylist()
-    return {row["variant"]: row["status"] for row in table}, ran.stdout
+class Sweeps(Protocol):
+    def __call__(self, **changes: Any) -> tuple[dict[str, str], str]:
+        """Run the sweep: the status of each variant, and the output."""
 
 
-def test_a_budget_of_trials_is_one_of_this_run(tiny_model: Path, tmp_path: Path) -> None:
-    first, output = sweep(tiny_model, tmp_path, max_trials=1)
+@pytest.fixture
+def sweep(ray_here: None, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sweeps:
+    def run(**changes: Any) -> tuple[dict[str, str], str]:
+        table = vrray.tune_layers(**OPTIONS | changes, model=str(tiny_model), storage=str(tmp_path)).table
+        return {row["variant"]: row["status"] for row in table.to_pylist()}, "".join(capsys.readouterr())
+
+    return run
+
+
+def test_a_budget_of_trials_is_one_of_this_run(sweep: Sweeps, tmp_path: Path) -> None:
+    first, output = sweep(max_trials=1)
     assert {first[name] for name in ("untuned", "uniform-2", "uniform-2-prune1")} == {"complete"}
     assert first["top-2"] == first["bottom-2"] == "not run: --max-trials 1 reached"
     assert "2 trials are not run: --max-trials 1 reached" in output
     report = (tmp_path / "sweeps" / "sweep" / "report.md").read_text()
     assert "| `top-2` | not run | --max-trials 1 reached |" in report
-    second, output = sweep(tiny_model, tmp_path, max_trials=1)
+    second, output = sweep(max_trials=1)
     assert [second[name] for name in TRIALS] == ["complete", "complete", "not run: --max-trials 1 reached"]
     assert "  uniform-2: step" not in output and "  top-2: step 3/3" in output
     # What is trained is evaluated, also where nothing may be trained.
-    third, output = sweep(tiny_model, tmp_path, max_trials=0, prune=[0, 2])
+    third, output = sweep(max_trials=0, prune=[0, 2])
     assert third["uniform-2-prune2"] == third["top-2-prune2"] == "complete"
     assert third["bottom-2"] == "not run: --max-trials 0 reached"
     assert ": step" not in output
 
 
-def test_when_the_time_is_over_a_training_is_paused_and_goes_on_later(tiny_model: Path, tmp_path: Path) -> None:
-    endless = {"placements": "top", "max_steps": 100_000, "data_fraction": 0.02, "features": "live"}
-    found, output = sweep(tiny_model, tmp_path, **endless, max_time="60s")
+def test_when_the_time_is_over_a_training_is_paused_and_goes_on_later(sweep: Sweeps) -> None:
+    endless = {"placements": ["top"], "max_steps": 100_000, "data_fraction": 0.02, "features": "live"}
+    found, output = sweep(**endless, max_time="60s")
     stopped = re.fullmatch(r"stopped at step (\d+): --max-time 1m reached", found["top-2"])
     assert stopped and found["untuned"] == "complete", output
-    found, output = sweep(tiny_model, tmp_path, **endless, max_time="60s")
+    found, output = sweep(**endless, max_time="60s")
     assert f"goes on from the checkpoint after step {stopped[1]} of 100000" in output
     again = re.fullmatch(r"stopped at step (\d+): --max-time 1m reached", found["top-2"])
     assert again and int(again[1]) > int(stopped[1])
 
 
-def test_a_run_whose_time_is_over_at_once_still_writes_its_table(tiny_model: Path, tmp_path: Path) -> None:
-    found, _ = sweep(tiny_model, tmp_path, max_time="1s")
+def test_a_run_whose_time_is_over_at_once_still_writes_its_table(sweep: Sweeps) -> None:
+    found, _ = sweep(max_time="1s")
     assert found == dict.fromkeys((*TRIALS, "untuned"), "not run: --max-time 1s reached")
-    found, _ = sweep(tiny_model, tmp_path, placements="top")
+    found, _ = sweep(placements=["top"])
     assert set(found.values()) == {"complete"}
 
 
-def test_gpu_hours_are_refused_where_there_is_no_gpu(tiny_model: Path, tmp_path: Path) -> None:
-    options = {**OPTIONS, "model": tiny_model, "storage": tmp_path, "max-gpu-hours": 4}
-    command = [sys.executable, "jobs/sweep.py", "--no-gpu", *flags(options)]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 1
-    assert "error: max_gpu_hours: no GPU is used here" in ran.stderr and "--max-time" in ran.stderr
+def test_gpu_hours_are_refused_where_there_is_no_gpu(sweep: Sweeps) -> None:
+    with pytest.raises(SpecError, match=r"max_gpu_hours: no GPU is used here.*--max-time"):
+        sweep(gpu=False, max_gpu_hours=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,13 +41,6 @@ LORA = Recipe(
 PRUNING = Pruning((Ranking("angular"),), (0, 2, 3), (0, 1))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
 def site(own_ground: Ground) -> Site:
     seen = tuple(Example(f"v{n}", "Which colour?", "red", image) for n, image in enumerate(own_ground.photos[:4]))
@@ -59,7 +51,7 @@ def site(own_ground: Ground) -> Site:
 
 
 @pytest.fixture
-def groups(own_ground: Ground) -> WorkerGroups:
+def groups(ray_here: None, own_ground: Ground) -> WorkerGroups:
     spec = RunSpec.parse({"workers": 1, "global_batch": 4, "max_failures": 1, "storage": own_ground.store})
     setup = Setup(own_ground.store, own_ground.model, own_ground.base, "fp32")
     return WorkerGroups(spec, setup, count=1, gpu=False)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -51,14 +50,6 @@ def interrupted(storage: Path) -> tuple[int, str, float]:
     committed = sorted(marker.stat().st_mtime for marker in storage.glob("delta/*/COMMITTED.json"))
     assert 1 <= len(committed) < 3
     return status, "".join(lines), committed[0]
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """Ray for all calls in this process; each would start its own otherwise."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,12 @@ vLLM itself needs GPUs. What stands for it takes what Ray's stage takes and does
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from ray.data import llm
 from tiny import DEPTH, IMAGE_TOKENS, TOWER_WIDTH, draw_photos
@@ -33,13 +32,6 @@ from vrray.variant import DELTA, Delta, load_variant
 pytestmark = pytest.mark.ray
 
 REMOVED = (1, 4)
-
-
-@pytest.fixture(scope="module")
-def cluster_here() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture
@@ -129,7 +121,7 @@ def own_answers(evaluation: Evaluation, *, blind: bool) -> list[str]:
 
 
 def test_answers_are_those_of_the_own_engine(
-    cluster_here: None, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+    ray_here: None, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, engine = llm.build_processor, stand_in(IMAGE_TOKENS)
 
