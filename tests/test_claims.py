@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -67,14 +67,22 @@ def test_a_claim_of_another_process_is_respected_as_long_as_it_lives(
     assert ours.take("k") is None  # at once: it was given up
 
 
+@pytest.mark.parametrize("machine", ["this one", "another"])
 def test_the_claim_of_a_killed_process_is_taken_over(
-    store: Store, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+    store: Store, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, machine: str
 ) -> None:
-    monkeypatch.setattr(module, "STALE_SECONDS", 1.0)
     ours = Claims(store, "sweep 'ours'")
     assert ours.take("k") is not None
-    os.kill(holder.pid, signal.SIGKILL)
-    wait_for(ours, "k")
+    holder.kill()
+    holder.wait()
+    if machine == "another":  # where a process has ended is not known there
+        left = json.loads(store.read_bytes(f"{KIND}/k/claim.json"))
+        store.write_text(f"{KIND}/k/claim.json", json.dumps({**left, "machine": machine}))
+        monkeypatch.setattr(module, "STALE_SECONDS", 1.0)
+        assert ours.take("k") is not None
+        wait_for(ours, "k")
+    else:
+        assert ours.take("k") is None
     with ours.kept("k"):
         assert (Claims(store, "sweep 'third'").take("k") or "").startswith("sweep 'ours' (process ")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import platform
 import threading
 import time
 import uuid
@@ -14,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vrray.errors import StoreError
+from vrray.process import has_ended, this_process
 from vrray.store import Store
 
 KIND = "claim"
@@ -43,9 +42,10 @@ class Claims:
     """The claims of a run, as one of its processes makes them.
 
     A claim is a file that its holder writes anew every few seconds. Where it has stopped to change, its holder is gone
-    and it may be taken over; the same run takes its own at once. `pyarrow.fs` creates no file atomically, so that now
-    and then two may take one claim. Then both do the work, and the store keeps one artefact. For the same reason a
-    store that cannot be read or written costs the claim, never the work.
+    and it may be taken over; at once where the holder's process has ended on this machine, or is of the same run.
+    `pyarrow.fs` creates no file atomically, so that now and then two may take one claim. Then both do the work, and the
+    store keeps one artefact. For the same reason a store that cannot be read or written costs the claim, never the
+    work.
 
     Args:
         run: what tells the run from others, in words.
@@ -59,7 +59,7 @@ class Claims:
         """Claim a key: None where it is this run's now, else who holds it."""
         try:
             held = self._read(key)
-            if held and held["run"] != self._run and self._watch.unchanged(key, held) < STALE_SECONDS:
+            if held and not self._may_take(key, held):
                 return _text(held)
             self._write(key, 0)
             time.sleep(_SETTLE_SECONDS)  # of two that write at the same time, the last one holds it
@@ -68,6 +68,11 @@ class Claims:
             log.warning("the claim on %s cannot be kept, the work is done without: %s", key, error)
             return None
         return _text(held) if held and held["token"] != self._token else None
+
+    def _may_take(self, key: str, held: dict[str, Any]) -> bool:
+        if held["run"] == self._run or has_ended(held):
+            return True
+        return self._watch.unchanged(key, held) >= STALE_SECONDS
 
     @contextmanager
     def kept(self, key: str) -> Iterator[None]:
@@ -112,8 +117,7 @@ class Claims:
         return held
 
     def _write(self, key: str, beat: int) -> None:
-        here = {"host": platform.node(), "pid": os.getpid()}
-        claim = {"run": self._run, "token": self._token, "beat": beat, **here}
+        claim = {"run": self._run, "token": self._token, "beat": beat, **this_process()}
         self._store.write_text(f"{KIND}/{key}/{_FILE}", json.dumps(claim))
 
 

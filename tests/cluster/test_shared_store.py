@@ -75,7 +75,7 @@ def test_a_second_driver_is_refused_and_a_killed_one_replaced(tiny_model: Path, 
     third = start(tiny_model, tmp_path, environment)
     output, _ = third.communicate(timeout=300)
     assert third.returncode == 0, output
-    assert f"process {first.pid} on " in output and "has not said its end" in output
+    assert "has not said its end" not in output  # it is known to be gone
     assert "waits for" not in output  # the claims of the run that it goes on from are its own
     table = pq.read_table(tmp_path / "sweeps" / "sweep" / "table.parquet")
     assert set(table["status"].to_pylist()) == {"complete"}

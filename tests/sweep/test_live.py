@@ -199,12 +199,20 @@ def test_a_second_driver_is_refused_by_name_of_the_first(tmp_path: Path) -> None
         assert alone(third) == ""  # the first has said its end
 
 
-def test_the_sweep_of_a_killed_driver_is_taken_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("machine", ["this one", "another"])
+def test_the_sweep_of_a_killed_driver_is_taken_up(tmp_path: Path, machine: str) -> None:
     store = Store(tmp_path)
     with driver(store, 60.0) as first:
         alone(first)
         os.kill(first.pid, signal.SIGKILL)
         first.wait(timeout=60)
+    if machine == "this one":  # where it is known to have ended
+        with driver(store, 60.0) as second:
+            assert alone(second) == ""
+        return
+    left = _read(store)
+    left["driver"]["machine"] = machine
+    store.write_text("sweeps/demo/live.json", json.dumps(left))
     with driver(store, 2.0) as second:
         assert re.match(rf"sweep 'demo': process {first.pid} on .* has not said its end; .* for 2 s\n$", alone(second))
         assert _read(store)["driver"]["pid"] == second.pid

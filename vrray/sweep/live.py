@@ -7,8 +7,6 @@ with the live state ends a sweep. It is also how a second driver of the same swe
 from __future__ import annotations
 
 import json
-import os
-import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +15,7 @@ from typing import Any, Literal
 
 from vrray.claims import Watch
 from vrray.errors import BusyError, StoreError
+from vrray.process import has_ended, this_process
 from vrray.store import Store
 
 FILE = "live.json"
@@ -90,8 +89,7 @@ class LiveState:
         with self._lock:
             trials = [{**trial, "losses": list(trial["losses"])} for trial in self._trials.values()]
             about = {"format": 1, "began": self._began, "updated": time.time(), "ended": self._end}
-            driver = {"host": platform.node(), "pid": os.getpid()}
-            return {**about, "driver": driver, "trials": trials, "lines": list(self._lines)}
+            return {**about, "driver": this_process(), "trials": trials, "lines": list(self._lines)}
 
     @contextmanager
     def _change(self) -> Iterator[None]:
@@ -134,12 +132,14 @@ def published(store: Store, sweep: str, state: LiveState) -> Iterator[None]:
 
 
 def _refuse_a_second_driver(store: Store, sweep: str) -> None:
-    """Look whether the file of a driver that has not said its end still changes.
+    """Look whether the file of a driver that has not said its end still changes, unless it was killed on this machine.
 
     Times in the file are not asked: clocks differ, and jump.
     """
     watch, first = Watch(), _unended(store, sweep)
     if first is None:
+        return
+    if has_ended(first["driver"]):
         return
     began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(first["began"]))
     who = "process {pid} on {host}".format(**first["driver"])
