@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from vrray.budget import Budget
 from vrray.specs import RunSpec
 from vrray.store import Store
-from vrray.train.desk import Desk, Setup, serve
+from vrray.train.desk import Desk, Setup, error_line, serve
 from vrray.train.launch import Capacity, failure_reason, make_trainer
 from vrray.upkeep.records import RAY
 
@@ -101,9 +101,19 @@ class WorkerGroups:
                 self._trainer(group, workers).fit()
             except Exception as error:
                 reason = failure_reason(error)
-            if not self._closing:
-                again = ray.get(self._desk.group_failed.remote(group, reason))
+            again = self._report_failure(group, reason)
+            if again:
                 workers = self._workers_left()
+
+    def _report_failure(self, group: str, reason: str) -> bool:
+        """Tell the desk that a group has ended; whether to start another one."""
+        while not self._closing:
+            try:
+                return bool(ray.get(self._desk.group_failed.remote(group, reason)))
+            except ray.exceptions.RayError as error:  # Ray's own state is lost, perhaps for a moment only
+                log.error("the desk of the sweep cannot be reached: %s", error_line(error))
+                time.sleep(5.0)
+        return False
 
     def _workers_left(self) -> int:
         """As many workers as asked for; fewer where the cluster has shrunk and stays so."""
