@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from gcs import gcs_server
+from gcs import new_folder as gcs_folder_at
 from s3 import new_folder, s3_server
 from tiny import Ground, build_tiny, prepare_ground
 from xdist.scheduler import LoadScopeScheduling
@@ -83,10 +85,23 @@ def s3_folder(s3: str) -> str:
     return new_folder(s3)
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[str]:
+    """The address of a server that speaks as Google Cloud Storage does."""
+    with gcs_server() as address:
+        yield address
+
+
+@pytest.fixture
+def gcs_folder(gcs: str) -> str:
+    """The URI of an empty folder on it."""
+    return gcs_folder_at(gcs)
+
+
+@pytest.fixture(params=["local", "s3", "gcs"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty folder for a store, of this machine and then on S3."""
-    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_folder")
+    """An empty folder for a store: of this machine, on S3, and on GCS."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue(f"{request.param}_folder")
 
 
 @pytest.fixture

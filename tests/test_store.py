@@ -141,7 +141,7 @@ def test_a_damaged_artefact_is_found_and_rebuilt(
     store.put("kind", "k", writing(a="0123456789", b="whole"))
     damage(store, stored_file(store, "a.txt"))
     whole = stored_file(store, "b.txt")
-    message = f"{store.location('kind', 'k')}: a.txt is not what was committed ({found}); it is rebuilt on the next run"
+    message = f"{store.shown('kind', 'k')}: a.txt is not what was committed ({found}); it is rebuilt on the next run"
     with pytest.raises(StoreError, match=re.escape(message)), store.open("kind", "k"):
         pass
     assert not store.has("kind", "k")

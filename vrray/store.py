@@ -312,8 +312,10 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """The names directly below a folder, sorted; empty when there is no such folder."""
-        selector = pafs.FileSelector(self._path(folder), allow_not_found=True)
-        return sorted(entry.base_name for entry in self._info(selector))
+        path = self._path(folder)
+        # A folder of GCS is listed by itself only where an object stands for it, which is never so here.
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=self._fs.type_name == "gcs")
+        return sorted({entry.path.removeprefix(f"{path}/").partition("/")[0] for entry in self._info(selector)})
 
     def remove(self, name: str) -> None:
         """Remove one file; nothing happens when there is none."""
