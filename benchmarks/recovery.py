@@ -55,8 +55,10 @@ class Watched:
             time.sleep(0.05)
         raise AssertionError(f"no {words!r} in {''.join(line for _, line in self.lines)}")
 
-    def resumed(self, since: float) -> float:
-        return since + self.until("goes on from the checkpoint", since)
+    def until_resumed(self, since: float) -> float:
+        """Seconds from a time to the first step after a training has gone on from its checkpoint."""
+        resumed = self.until("goes on from the checkpoint", since)
+        return resumed + self.until(": step ", since + resumed)
 
 
 Found = tuple[float | None, float]  # seconds until the fault was said, and until the next step
@@ -107,15 +109,12 @@ def node_alone(training: Watched, cluster: Cluster | None) -> Found:
 
 
 def _lost(training: Watched, since: float) -> Found:
-    said = training.until("workers lost", since)
-    resumed = training.resumed(since)
-    return said, resumed + training.until(": step ", resumed) - since
+    return training.until("workers lost", since), training.until_resumed(since)
 
 
 def _again(training: Watched, since: float) -> float:
     training.begin()
-    resumed = training.resumed(since)
-    return resumed + training.until(": step ", resumed) - since
+    return training.until_resumed(since)
 
 
 FAULTS: dict[str, tuple[Callable[[Watched, Cluster | None], Found], bool]] = {

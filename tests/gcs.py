@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.cluster.commands import free_port
+from tests.cluster.commands import free_port, wait_until_up
 
 _BUCKET = "bucket"
 
@@ -24,7 +23,8 @@ def gcs_server() -> Iterator[str]:
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen([sys.executable, "-c", program, *options], **quiet)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/storage/v1/b/{_BUCKET}", server)
+        bucket = f"http://127.0.0.1:{port}/storage/v1/b/{_BUCKET}"
+        wait_until_up(lambda: urllib.request.urlopen(bucket, timeout=5).close(), server)
         yield f"127.0.0.1:{port}"
     finally:
         server.kill()
@@ -34,14 +34,3 @@ def gcs_server() -> Iterator[str]:
 def new_folder(address: str) -> str:
     """The URI of a folder in the bucket that nothing else uses."""
     return f"gs://anonymous@{_BUCKET}/{uuid.uuid4().hex[:8]}/runs?endpoint_override={address}&scheme=http"
-
-
-def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            assert server.poll() is None and time.monotonic() < deadline, "the server does not answer"
-            time.sleep(0.05)

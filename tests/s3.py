@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from pyarrow import fs
 
-from tests.cluster.commands import free_port
+from tests.cluster.commands import free_port, wait_until_up
 
 _BUCKET = "bucket"
 _ENVIRONMENT = {
@@ -49,11 +48,4 @@ def new_folder(address: str) -> str:
 
 def _make_bucket(address: str, server: subprocess.Popen[bytes]) -> None:
     client = fs.S3FileSystem(endpoint_override=address, scheme="http", allow_bucket_creation=True, request_timeout=5)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client.create_dir(_BUCKET)
-            return
-        except OSError:
-            assert server.poll() is None and time.monotonic() < deadline, "moto's server does not answer"
-            time.sleep(0.05)
+    wait_until_up(lambda: client.create_dir(_BUCKET), server)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,18 @@ def flags(options: dict[str, Any]) -> list[str]:
 
 def sweep_command(storage: Path, **changes: Any) -> list[str]:
     return [sys.executable, "jobs/sweep.py", *flags({**OPTIONS, "storage": str(storage), **changes})]
+
+
+def wait_until_up(ask: Callable[[], object], server: subprocess.Popen[bytes]) -> None:
+    """Ask a server until it answers without an `OSError`."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            ask()
+            return
+        except OSError:
+            assert server.poll() is None and time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.05)
 
 
 def free_port() -> int:

@@ -137,9 +137,7 @@ def _refuse_a_second_driver(store: Store, sweep: str) -> None:
     Times in the file are not asked: clocks differ, and jump.
     """
     watch, first = Watch(), _unended(store, sweep)
-    if first is None:
-        return
-    if has_ended(first["driver"]):
+    if first is None or has_ended(first["driver"]):
         return
     began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(first["began"]))
     who = "process {pid} on {host}".format(**first["driver"])
